@@ -1,0 +1,137 @@
+"""Who asks: a client certificate's path to a rule's trust anchors (RFC 5280 §6), with each refusal in its own sentence.
+
+TLS proved that the client holds the key; here it is decided whether the certificate says anything to this label. The
+anchors of a rule are its own: neither the system's store nor another rule's count (RFC 7030 §3.3.3, R11).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from estd import names
+from estd.errors import EstError, Reason, Unauthenticated
+
+_ANY_USE = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientCertificate:
+    """A certificate whose key the client holds, read once per connection."""
+
+    der: bytes
+    certificate: x509.Certificate
+    names: names.Names
+    spki_der: bytes
+    serial: bytes
+    not_before: int
+    not_after: int
+    shown: str
+    """The subject as text, for logs and the ledger."""
+    fault: Unauthenticated | None
+    """Why no client may use it, whatever the time and the anchors: it is a CA, or for servers only."""
+
+    @classmethod
+    def parse(cls, certificate_der: bytes) -> ClientCertificate:
+        """Raises a 401 where it cannot be read: OpenSSL takes more than RFC 5280 allows."""
+        try:
+            certificate = x509.load_der_x509_certificate(certificate_der)
+            found = names.of_extensions(certificate.subject, certificate.extensions)
+            spki_der = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            fault = _fault(certificate)
+        except (ValueError, x509.DuplicateExtension, EstError) as error:
+            raise Unauthenticated(
+                Reason.CERT_UNKNOWN, f"The client certificate cannot be read: {str(error)[:200]}."
+            ) from None
+        serial = certificate.serial_number
+        return cls(
+            der=certificate_der,
+            certificate=certificate,
+            names=found,
+            spki_der=spki_der,
+            serial=serial.to_bytes((serial.bit_length() + 7) // 8 or 1, "big") if serial >= 0 else b"",
+            not_before=int(certificate.not_valid_before_utc.timestamp()),
+            not_after=int(certificate.not_valid_after_utc.timestamp()),
+            shown=certificate.subject.rfc4514_string() or f"serial {serial:x}",
+            fault=fault,
+        )
+
+    @property
+    def sha256(self) -> bytes:
+        return hashlib.sha256(self.der).digest()
+
+    def check_time(self, now: float) -> None:
+        """A 401 outside the validity, whose first and last second count."""
+        if now < self.not_before:
+            raise Unauthenticated(
+                Reason.CERT_EXPIRED, f"The client certificate is not valid before {_shown_time(self.not_before)}."
+            )
+        if now >= self.not_after + 1:
+            raise Unauthenticated(
+                Reason.CERT_EXPIRED, f"The client certificate expired at {_shown_time(self.not_after)}."
+            )
+
+
+def _shown_time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _fault(certificate: x509.Certificate) -> Unauthenticated | None:
+    extensions = certificate.extensions
+    for extension in extensions:
+        value = extension.value
+        if isinstance(value, x509.BasicConstraints) and value.ca:
+            return _not_client("is a CA's, not a client's")
+        if isinstance(value, x509.KeyUsage) and not value.digital_signature:
+            return _not_client("is not for digital signatures (keyUsage), which TLS client authentication needs")
+        if isinstance(value, x509.ExtendedKeyUsage) and not any(use in value for use in _ANY_USE):
+            return _not_client("is not for client authentication (extendedKeyUsage)")
+    return None
+
+
+def _not_client(what: str) -> Unauthenticated:
+    return Unauthenticated(Reason.CERT_NOT_CLIENT, f"The client certificate {what}.")
+
+
+class Anchors:
+    """The trust anchors of one rule."""
+
+    def __init__(self, certificates: Sequence[x509.Certificate]) -> None:
+        self.certificates = tuple(certificates)
+        self._ders = {certificate.public_bytes(Encoding.DER) for certificate in certificates}
+        # A factory's identity often has no subjectAltName, which the default policy demands: so everything is permitted
+        # in the end entity, and what a client must be (not a CA, for clients) is checked by `_fault`.
+        self._builder = (
+            verification.PolicyBuilder()
+            .store(verification.Store(list(certificates)))
+            .extension_policies(
+                ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
+                ee_policy=verification.ExtensionPolicy.permit_all(),
+            )
+        )
+
+    def path(
+        self, client: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
+    ) -> list[x509.Certificate]:
+        """The path from the client's certificate up to below the anchor. Raises a 401 where there is none.
+
+        An expired certificate is judged at its last second, so that it is called expired, not unknown, by whoever
+        checks the time after this.
+        """
+        if client.der in self._ders:
+            raise Unauthenticated(Reason.CERT_UNKNOWN, "The client certificate is itself a trust anchor.")
+        when = datetime.fromtimestamp(min(max(now, client.not_before), client.not_after), UTC)
+        try:
+            verified = self._builder.time(when).build_client_verifier().verify(client.certificate, list(intermediates))
+        except verification.VerificationError:
+            raise Unauthenticated(
+                Reason.CERT_UNKNOWN, "The client certificate has no path to a trust anchor of this label."
+            ) from None
+        return verified.chain[:-1]

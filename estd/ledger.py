@@ -1,0 +1,225 @@
+"""What was issued, durably: one SQLite file with one writer.
+
+A batch is one transaction with synchronous=FULL on a write-ahead log: when `record` returns, its rows survive a loss
+of power. At the first I/O error the writer refuses everything from then on (SQLite goes on acknowledging after a failed
+fsync; the ledger does not): its process ends and a new one starts from what the disk holds. Who else wants to read
+opens the file with `Reader`, read-only.
+
+Rows lie in the order of their serials, which begin with the time, so that a batch touches the end of one tree and a
+search by time is a range.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from estd.issuance import serial_floor
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE certificate (
+        serial      BLOB PRIMARY KEY,     -- 16 octets: milliseconds, then random bits
+        certificate BLOB NOT NULL,        -- DER
+        csr_sha256  BLOB NOT NULL,
+        repeat_key  BLOB NOT NULL,        -- equal for a request that is sent again
+        identity    TEXT NOT NULL,        -- who asked
+        subject     TEXT NOT NULL,        -- RFC 4514
+        label       TEXT NOT NULL,
+        profile     TEXT NOT NULL,
+        not_before  INTEGER NOT NULL,     -- seconds since 1970
+        not_after   INTEGER NOT NULL,
+        issued_at   INTEGER NOT NULL,     -- milliseconds since 1970
+        renews      BLOB,                 -- the serial of the certificate that this one renews
+        revoked_at  INTEGER,              -- seconds since 1970
+        reason      INTEGER               -- CRLReason (RFC 5280 §5.3.1)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE health (slot INTEGER PRIMARY KEY, at REAL NOT NULL) STRICT;
+    """,
+)
+"""Numbered by their place; `PRAGMA user_version` says how many a file has had. Never edited once released."""
+
+REVOCATION_REASONS = {
+    "unspecified": 0, "keyCompromise": 1, "affiliationChanged": 3, "superseded": 4, "cessationOfOperation": 5,
+    "privilegeWithdrawn": 9,
+}  # fmt: skip
+
+_INSERT = "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class LedgerError(Exception):
+    """The ledger cannot be opened, read or written; the sentence says what to do."""
+
+
+class LedgerBroken(LedgerError):
+    """An I/O error: nothing this process says about the ledger counts any more."""
+
+
+class Row(NamedTuple):
+    """One issued certificate, in the order of the table's columns."""
+
+    serial: bytes
+    certificate_der: bytes
+    csr_sha256: bytes
+    repeat_key: bytes
+    identity: str
+    subject: str
+    label: str
+    profile: str
+    not_before: int
+    not_after: int
+    issued_at_ms: int
+    renews: bytes | None
+    revoked_at: int | None = None
+    reason: int | None = None
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode={mode}", uri=True, isolation_level=None, timeout=5.0)
+        connection.execute("PRAGMA query_only").fetchone()
+    except sqlite3.Error as error:
+        raise LedgerError(f"the ledger {path} cannot be opened: {error}") from error
+    return connection
+
+
+def create(path: Path) -> None:
+    """An empty ledger, readable by its owner alone. Raises LedgerError where the file exists."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise LedgerError(f"the ledger {path} cannot be made: {error}") from error
+    Writer(path).close()
+
+
+class Reader:
+    """Read-only questions; as many as wish may have one open."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = _connect(path, "ro")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise LedgerError(f"the ledger {path} has schema {version}, newer than this estd; use the newer estd")
+
+    def find(self, serial: bytes) -> Row | None:
+        found = self._db.execute("SELECT * FROM certificate WHERE serial = ?", (serial,)).fetchone()
+        return Row(*found) if found else None
+
+    def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None:
+        """The unrevoked certificate that was issued in that millisecond for a request with that key."""
+        found = self._db.execute(
+            "SELECT * FROM certificate WHERE serial >= ? AND serial < ? AND repeat_key = ? AND revoked_at IS NULL",
+            (serial_floor(when_ms), serial_floor(when_ms + 1), repeat_key),
+        ).fetchone()
+        return Row(*found) if found else None
+
+    def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]:
+        """Repeat key and serial of what was issued since then, oldest first."""
+        return self._db.execute(
+            "SELECT repeat_key, serial FROM certificate WHERE serial >= ? ORDER BY serial", (serial_floor(when_ms),)
+        )
+
+    def search(
+        self,
+        *,
+        subject: str | None = None,
+        identity: str | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        revoked: bool | None = None,
+        limit: int = -1,
+    ) -> Iterator[Row]:
+        """Rows in the order of issuing. `subject` and `identity` are parts of the text; times bound the issuing."""
+        where, values = ["1"], list[object]()
+        for clause, value in (
+            ("serial >= ?", None if since_ms is None else serial_floor(since_ms)),
+            ("serial < ?", None if until_ms is None else serial_floor(until_ms)),
+            ("instr(lower(subject), lower(?)) > 0", subject),
+            ("instr(lower(identity), lower(?)) > 0", identity),
+        ):
+            if value is not None:
+                where.append(clause)
+                values.append(value)
+        if revoked is not None:
+            where.append("revoked_at IS " + ("NOT NULL" if revoked else "NULL"))
+        query = f"SELECT * FROM certificate WHERE {' AND '.join(where)} ORDER BY serial LIMIT ?"
+        for found in self._db.execute(query, (*values, limit)):
+            yield Row(*found)
+
+    def count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM certificate").fetchone()[0])
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class Writer(Reader):
+    """The one process that writes. Raises LedgerError where another has the ledger open for writing."""
+
+    def __init__(self, path: Path) -> None:
+        self._broken = ""
+        self._lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise LedgerError(f"another process writes the ledger {path}; a ledger has one writer") from None
+        try:
+            self._open(path)
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise LedgerError(f"the ledger {path} cannot be opened for writing: {error}") from error
+        except LedgerError:
+            os.close(self._lock)
+            raise
+
+    def _open(self, path: Path) -> None:
+        connection = _connect(path, "rw")
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise LedgerError(f"the ledger {path} is on a file system that cannot keep a write-ahead log")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+        connection.close()
+        super().__init__(path)
+        self._db.close()
+        self._db = _connect(path, "rw")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA wal_autocheckpoint = 2000")
+
+    def record(self, rows: Sequence[Row]) -> None:
+        """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written."""
+        self._write(_INSERT, rows)
+
+    def revoke(self, serial: bytes, when: int, reason: int) -> bool:
+        """Revoke a certificate; False where the ledger does not hold it. A second revocation changes nothing."""
+        self._write(
+            "UPDATE certificate SET revoked_at = ?, reason = ? WHERE serial = ? AND revoked_at IS NULL",
+            [(when, reason, serial)],
+        )
+        return self.find(serial) is not None
+
+    def store_health(self, slot: int, at: float) -> None:
+        """Prove that a row can be stored."""
+        self._write("INSERT OR REPLACE INTO health VALUES (?, ?)", [(slot, at)])
+
+    def _write(self, statement: str, values: Iterable[tuple[object, ...]]) -> None:
+        if self._broken:
+            raise LedgerBroken(self._broken)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(statement, values)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._broken = f"the ledger cannot be written ({error}); restart once its disk is well"
+            raise LedgerBroken(self._broken) from error
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._lock)

@@ -1,0 +1,220 @@
+"""The names in a certificate: what a request asks for, what a rule grants, and whether two are the same.
+
+A name comes from the identity or from the request, as the profile says, and only inside the profile's limits; nothing
+is granted that RFC 5280 would not let a certificate say. Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from estd.config import NameRule, Profile
+from estd.errors import BadRequest, Forbidden, Reason
+
+SUBJECT_TYPES = {
+    "CN": (NameOID.COMMON_NAME, 64),
+    "serialNumber": (NameOID.SERIAL_NUMBER, 64),
+    "C": (NameOID.COUNTRY_NAME, 2),
+    "ST": (NameOID.STATE_OR_PROVINCE_NAME, 128),
+    "L": (NameOID.LOCALITY_NAME, 128),
+    "O": (NameOID.ORGANIZATION_NAME, 64),
+    "OU": (NameOID.ORGANIZATIONAL_UNIT_NAME, 64),
+    "UID": (NameOID.USER_ID, 256),
+    "DC": (NameOID.DOMAIN_COMPONENT, 63),
+}
+"""Attribute types and the upper bounds of RFC 5280 appendix A, in characters."""
+
+_BY_OID = {oid: (word, bound) for word, (oid, bound) in SUBJECT_TYPES.items()}
+_REPEATABLE = frozenset({NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.DOMAIN_COMPONENT})
+_PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,./:=?-]+")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DNS = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
+
+San = x509.DNSName | x509.IPAddress | x509.UniformResourceIdentifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """A subject and the subjectAltNames beside it."""
+
+    subject: x509.Name
+    san: tuple[x509.GeneralName, ...]
+
+
+def of_extensions(subject: x509.Name, extensions: x509.Extensions) -> Names:
+    """The names in a request or a certificate. A 400 where the subjectAltName appears twice or cannot be read."""
+    try:
+        found = extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return Names(subject=subject, san=())
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise BadRequest(Reason.BAD_CSR, f"The subjectAltName cannot be read: {error}.") from None
+    return Names(subject=subject, san=tuple(found.value))
+
+
+def same(one: Names, other: Names) -> bool:
+    """Whether two sets of names are equal as RFC 5280 §7.1 compares: case and spacing do not matter."""
+    return _folded_subject(one.subject) == _folded_subject(other.subject) and {
+        _folded_san(name) for name in one.san
+    } == {_folded_san(name) for name in other.san}
+
+
+def _folded_subject(subject: x509.Name) -> list[frozenset[tuple[str, str]]]:
+    return [
+        frozenset((part.oid.dotted_string, " ".join(str(part.value).split()).casefold()) for part in rdn)
+        for rdn in subject.rdns
+    ]
+
+
+def _folded_san(name: x509.GeneralName) -> object:
+    return ("dns", name.value.lower()) if isinstance(name, x509.DNSName) else name
+
+
+def subject_of_user(user: str) -> x509.Name:
+    """The subject of an identity that is a credential's name."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user)])
+
+
+def grant(asked: Names, identity: Names, profile: Profile) -> Names:
+    """What `profile` gives to one who is `identity` and asks for `asked`.
+
+    Raises a 403 with the name that may not be had, unless the profile replaces such names.
+    """
+    refuse = profile.other_names == "refuse"
+    if profile.subject == "identity":
+        if refuse and asked.subject.rdns and _folded_subject(asked.subject) != _folded_subject(identity.subject):
+            raise _refused(f"the subject {_shown(asked.subject)}: this identity gets {_shown(identity.subject)}")
+        subject = identity.subject
+    else:
+        subject = _subject_asked_for(asked.subject, profile, refuse)
+    san: list[x509.GeneralName] = []
+    for kind, rule, allowed in (
+        (x509.DNSName, profile.dns, _dns_allowed),
+        (x509.IPAddress, profile.ip, _ip_allowed),
+        (x509.UniformResourceIdentifier, profile.uri, _uri_allowed),
+    ):
+        san += _of_kind(kind, rule, allowed, asked.san, identity.san, refuse)
+    odd = [name for name in asked.san if not isinstance(name, San)]
+    if odd and refuse:
+        raise _refused(f"a subjectAltName of the kind {type(odd[0]).__name__}")
+    if len(san) > profile.max_names:
+        raise _refused(f"{len(san)} subjectAltNames where {profile.max_names} are the most")
+    if not subject.rdns and not san:
+        raise Forbidden(Reason.NAME_REFUSED, "The request leaves the certificate without any name.")
+    return Names(subject=subject, san=tuple(san))
+
+
+def _refused(what: str) -> Forbidden:
+    return Forbidden(Reason.NAME_REFUSED, f"The label's profile does not grant {what}.")
+
+
+def _shown(subject: x509.Name) -> str:
+    return repr(subject.rfc4514_string()[:200])
+
+
+def _subject_asked_for(asked: x509.Name, profile: Profile, refuse: bool) -> x509.Name:
+    kept: list[x509.RelativeDistinguishedName] = []
+    seen: set[x509.ObjectIdentifier] = set()
+    for rdn in asked.rdns:
+        parts: list[x509.NameAttribute[str]] = []
+        for part in rdn:
+            word, bound = _BY_OID.get(part.oid, (part.oid.dotted_string, 0))
+            try:
+                if word not in profile.subject_attributes:
+                    raise _refused(f"the subject attribute {word}")
+                if part.oid in seen and part.oid not in _REPEATABLE:
+                    raise _refused(f"more than one {word}")
+                parts.append(_checked_attribute(part, word, bound, profile))
+                seen.add(part.oid)
+            except Forbidden:
+                if refuse:
+                    raise
+        if parts:
+            kept.append(x509.RelativeDistinguishedName(parts))
+    return x509.Name(kept)
+
+
+def _checked_attribute(
+    part: x509.NameAttribute[str | bytes], word: str, bound: int, profile: Profile
+) -> x509.NameAttribute[str]:
+    """The attribute, in the string type that RFC 5280 wants for it. A 403 where its value cannot be had."""
+    value = part.value
+    if not isinstance(value, str) or not value.strip() or len(value) > bound or not value.isprintable():
+        raise _refused(f"a {word} that is empty, over {bound} characters or not printable")
+    if word in ("C", "serialNumber"):
+        if not _PRINTABLE.fullmatch(value) or (word == "C" and not re.fullmatch("[A-Z]{2}", value)):
+            raise _refused(f"a {word} outside PrintableString")
+    elif word == "DC":
+        if not _DNS.fullmatch(value) or "." in value:
+            raise _refused("a DC that is not one label of a domain name")
+    elif word == "CN" and not any(fnmatchcase(value.casefold(), one.casefold()) for one in profile.common_name):
+        raise _refused(f"the common name {value!r}")
+    return x509.NameAttribute(part.oid, value)  # picks the string type by the attribute
+
+
+def _of_kind(
+    kind: type[San],
+    rule: NameRule,
+    allowed: Callable[[x509.GeneralName, NameRule], bool],
+    asked: Iterable[x509.GeneralName],
+    identity: Iterable[x509.GeneralName],
+    refuse: bool,
+) -> list[x509.GeneralName]:
+    """The names of one kind that are granted, each once."""
+    wanted = [name for name in asked if isinstance(name, kind)]
+    if rule.source == "csr":
+        granted = [name for name in wanted if allowed(name, rule)]
+    else:
+        granted = [name for name in identity if isinstance(name, kind)] if rule.source == "identity" else []
+    if refuse:
+        have = {_folded_san(name) for name in granted}
+        for name in wanted:
+            if _folded_san(name) not in have:
+                raise _refused(f"the {kind.__name__} {str(name.value)[:200]!r}")
+    return list({_folded_san(name): name for name in granted}.values())
+
+
+def _dns_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
+    value = str(name.value)
+    return bool(_DNS.fullmatch(value)) and (
+        not rule.patterns or any(fnmatchcase(value.lower(), one.lower()) for one in rule.patterns)
+    )
+
+
+def _ip_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
+    value = name.value
+    if not isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
+        return False  # a network, as only nameConstraints may have
+    return not rule.patterns or any(value in ipaddress.ip_network(one) for one in rule.patterns)
+
+
+def _uri_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
+    """An absolute URI whose host, if it has one, is a domain name or an address (RFC 5280 §4.2.1.6)."""
+    value = str(name.value)
+    if len(value) > 2048 or not _URI.fullmatch(value):
+        return False
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if value[len(parts.scheme) + 1 :].startswith("//") and not (host and (_DNS.fullmatch(host) or _is_ip(host))):
+        return False
+    return not rule.patterns or any(fnmatchcase(value, one) for one in rule.patterns)
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,276 @@
+"""Who asks, and may they? The one place where an enrolment is decided.
+
+`identify` tries the label's rules on the evidence (the client's certificate or its credential's name) and makes a
+`Client`; `authorise` holds the client against the request and makes an `Authorised`, the only value that issuance
+takes. No rule, no certificate; the names come from the identity and the profile, never from the request alone. Pure:
+what the ledger and the CRLs know is asked through arguments.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography import x509
+
+from estd import names
+from estd.config import Allow, Label, Profile
+from estd.crl import CrlFiles
+from estd.csr import CertificationRequest
+from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
+from estd.identify import Anchors, ClientCertificate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """What the ledger holds of a certificate that estd issued."""
+
+    certificate_der: bytes
+    label: str
+    profile: str
+    revoked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Who asks, as the edge saw it."""
+
+    label: str
+    renewal: bool
+    """simplereenroll rather than simpleenroll."""
+    certificate: ClientCertificate | None
+    intermediates: tuple[x509.Certificate, ...]
+    user: str | None
+    """The name of the Basic credential whose password was right, None where none was given."""
+    rule: int
+    """Which of the label's rules that credential belongs to."""
+    binding: bytes
+    """The TLS channel's binding value (tls-unique or tls-exporter), empty where the edge saw no need for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One way into a label, with what its files hold."""
+
+    allow: Allow
+    anchors: Anchors | None
+    crls: CrlFiles | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelPolicy:
+    """A label with its rules and the profiles that they lead to."""
+
+    label: Label
+    rules: tuple[Rule, ...]
+    profiles: Mapping[str, Profile]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorised:
+    """A request that may become a certificate, with the names it was granted. Only `authorise` makes one."""
+
+    label: Label
+    profile: Profile
+    identity: str
+    names: names.Names
+    request: CertificationRequest
+    renews: bytes | None
+    """The serial of the certificate that this one renews."""
+    repeat_key: bytes
+    """Equal for requests that are the same request sent again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """One whom a rule lets in."""
+
+    identity: str
+    """For logs and the ledger: the way in, then who."""
+    names: names.Names
+    profile: str
+    issued: bool
+
+
+FindIssued = Callable[[bytes], Issued | None]
+"""What the ledger holds under a serial number."""
+
+
+def identify(policy: LabelPolicy, evidence: Evidence, find_issued: FindIssued, now: float) -> Client:
+    """The client that the first fitting rule lets in. A 401 or 403 that tells most where none does."""
+    if evidence.certificate is None and evidence.user is None:
+        raise Unauthenticated(
+            Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
+        )
+    refusals: list[EstError] = []
+    for index, rule in enumerate(policy.rules):
+        try:
+            if rule.allow.who == "basic":
+                client = _by_basic(rule, index, evidence)
+            elif evidence.certificate is None:
+                continue
+            elif rule.allow.who == "issued":
+                client = _by_issued(rule, evidence.certificate, policy.label, find_issued, now)
+            else:
+                client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
+        except EstError as refusal:
+            refusals.append(refusal)
+        else:
+            if client is not None:
+                return client
+    if not refusals:
+        raise Unauthenticated(Reason.CERT_UNKNOWN, "This label has no rule that lets this client in.")
+    # A certificate that one rule knows and refuses tells more than that another rule does not know it.
+    raise max(refusals, key=lambda one: (one.reason is not Reason.CERT_UNKNOWN, one.status))
+
+
+def _by_basic(rule: Rule, index: int, evidence: Evidence) -> Client | None:
+    if evidence.user is None or evidence.rule != index or rule.allow.profile is None:
+        return None
+    if evidence.renewal and evidence.certificate is not None:
+        return None  # a renewal goes by the certificate that it renews
+    subject = names.subject_of_user(evidence.user) if evidence.user else x509.Name([])
+    return Client(
+        identity=f"basic:{evidence.user}",
+        names=names.Names(subject=subject, san=()),
+        profile=rule.allow.profile,
+        issued=False,
+    )
+
+
+def _by_issued(
+    rule: Rule, certificate: ClientCertificate, label: Label, find_issued: FindIssued, now: float
+) -> Client | None:
+    """A certificate of our own: the ledger holds this very one. That is more than a path, and costs no verification:
+    each signature in the ledger was verified before it was recorded."""
+    found = find_issued(certificate.serial)
+    if found is None or not hmac.compare_digest(found.certificate_der, certificate.der):
+        return None
+    if certificate.fault is not None:
+        raise certificate.fault
+    if found.revoked:
+        raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
+    certificate.check_time(now)
+    if found.label != label.name and found.label not in rule.allow.labels:
+        raise Forbidden(Reason.NOT_GRANTED, f"The client certificate was issued under the label {found.label!r}.")
+    return Client(
+        identity=f"cert:{certificate.serial.hex()} {certificate.shown}",
+        names=certificate.names,
+        profile=rule.allow.profile or found.profile,
+        issued=True,
+    )
+
+
+def _by_anchors(
+    rule: Rule, certificate: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
+) -> Client:
+    assert rule.anchors is not None
+    assert rule.crls is not None
+    assert rule.allow.profile is not None
+    if certificate.fault is not None:
+        raise certificate.fault
+    path = rule.anchors.path(certificate, intermediates, now)
+    certificate.check_time(now)
+    rule.crls.check(path, now)
+    return Client(
+        identity=f"idevid:{certificate.shown}", names=certificate.names, profile=rule.allow.profile, issued=False
+    )
+
+
+def authorise(
+    policy: LabelPolicy, evidence: Evidence, client: Client, request: CertificationRequest
+) -> Authorised:
+    """What `client` gets for `request`. A 403 for names or a renewal that it may not have, a 400 for the wrong linking
+    or a key that the profile does not take."""
+    _check_linking(policy.label, evidence, request)
+    profile = policy.profiles[client.profile]
+    certificate = evidence.certificate
+    if evidence.renewal:
+        if not client.issued or certificate is None:
+            raise Forbidden(
+                Reason.NOT_ISSUED,
+                "simplereenroll renews a certificate of this CA that the client presents in TLS; "
+                "a first certificate is asked for at simpleenroll.",
+            )
+        granted = _renewed_names(certificate, request)
+        _check_rekey(policy.label, certificate, request)
+    else:
+        asked = names.of_extensions(request.subject, request.extensions)
+        granted = names.grant(asked, client.names, profile)
+    if request.key_kind not in profile.keys:
+        raise BadRequest(
+            Reason.KEY_REFUSED,
+            f"The profile takes keys of {', '.join(sorted(profile.keys))}; this one is {request.key_kind}.",
+        )
+    return Authorised(
+        label=policy.label,
+        profile=profile,
+        identity=client.identity,
+        names=granted,
+        request=request,
+        renews=certificate.serial if evidence.renewal and certificate else None,
+        repeat_key=_repeat_key(evidence, client, granted, profile, request),
+    )
+
+
+def _check_linking(label: Label, evidence: Evidence, request: CertificationRequest) -> None:
+    """RFC 7030 §3.5 and RFC 9148 §3: a challengePassword carries the base64 of this TLS connection's binding value.
+
+    We read §3.5 as: whatever is in the attribute must be that value, where the label accepts linking at all; a value
+    that is something else is as wrong as one of another connection.
+    """
+    given = request.challenge_password
+    if label.linking == "off":
+        return
+    if given is None:
+        if label.linking == "demanded":
+            raise BadRequest(
+                Reason.LINKING,
+                "This label demands linked proof of possession: put the base64 of tls-unique (TLS 1.2) or of the "
+                "EXPORTER-Channel-Binding (TLS 1.3) into the request's challengePassword.",
+            )
+        return
+    expected = base64.b64encode(evidence.binding)
+    if not evidence.binding or not hmac.compare_digest(expected, given):
+        raise BadRequest(
+            Reason.LINKING, "The request's challengePassword is not the channel-binding value of this TLS connection."
+        )
+
+
+def _renewed_names(certificate: ClientCertificate, request: CertificationRequest) -> names.Names:
+    """The current certificate's names, which the request must repeat (RFC 7030 §4.2.2)."""
+    if not names.same(names.of_extensions(request.subject, request.extensions), certificate.names):
+        raise Forbidden(
+            Reason.NAME_REFUSED,
+            "A re-enrolment keeps its names: the request's subject and subjectAltName must equal the certificate's, "
+            f"whose subject is {certificate.shown[:200]!r}.",
+        )
+    return certificate.names
+
+
+def _check_rekey(label: Label, certificate: ClientCertificate, request: CertificationRequest) -> None:
+    same = certificate.spki_der == request.spki_der
+    if label.renew == "same-key" and not same:
+        raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with the key that they have.")
+    if label.renew == "new-key" and same:
+        raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with a new key only.")
+
+
+def _repeat_key(
+    evidence: Evidence, client: Client, granted: names.Names, profile: Profile, request: CertificationRequest
+) -> bytes:
+    """A hash of (label, operation, credential, SubjectPublicKeyInfo, names, profile)."""
+    parts: list[Any] = [
+        evidence.label.encode(),
+        b"renew" if evidence.renewal else b"enroll",
+        client.identity.encode(),
+        request.spki_der,
+        granted.subject.public_bytes(),
+        x509.SubjectAlternativeName(granted.san).public_bytes() if granted.san else b"",
+        profile.name.encode(),
+    ]
+    return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
