@@ -39,19 +39,24 @@ class CrlFiles:
     def check(self, path: Sequence[x509.Certificate], now: float) -> None:
         """A 403 where a certificate in `path` (the client's first, anchors left out) is revoked, a 503 where its
         status cannot be known."""
+        for certificate in path:
+            covering = self.check_issuer(certificate.issuer, now)
+            if any(certificate.serial_number in crl.serials for crl in covering):
+                raise Forbidden(Reason.REVOKED, "The client certificate is revoked by its issuer's CRL.")
+
+    def check_issuer(self, issuer: x509.Name, now: float) -> list[_Crl]:
+        """The CRLs of one issuer, none where the rule names none at all. A 503 where none of them is current."""
         if not self._paths:
-            return
+            return []
         self._refresh()
         if self._problem:
             raise Unavailable(Reason.CRL_STALE, f"The client certificate's revocation is not known: {self._problem}.")
-        for certificate in path:
-            covering = [crl for crl in self._crls if crl.issuer == certificate.issuer]
-            if not any(now <= crl.next_update for crl in covering):
-                raise Unavailable(
-                    Reason.CRL_STALE, "The client certificate's revocation is not known: no current CRL of its issuer."
-                )
-            if any(certificate.serial_number in crl.serials for crl in covering):
-                raise Forbidden(Reason.REVOKED, "The client certificate is revoked by its issuer's CRL.")
+        covering = [crl for crl in self._crls if crl.issuer == issuer]
+        if not any(now <= crl.next_update for crl in covering):
+            raise Unavailable(
+                Reason.CRL_STALE, "The client certificate's revocation is not known: no current CRL of its issuer."
+            )
+        return covering
 
     def _refresh(self) -> None:
         if time.monotonic() < self._look_again:

@@ -8,6 +8,7 @@ it may have it is policy's. Pure: no clock, no token.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -144,3 +145,11 @@ def _challenge_password(request: x509.CertificateSigningRequest) -> bytes | None
     return bytes(found[0].value)
 
 
+
+
+def key_hash(csr_der: bytes) -> int:
+    """A number that is equal for requests with the same key; 0 for what is no request. Nothing is verified."""
+    try:
+        return zlib.crc32(_subject_public_key_info(csr_der[der.content_start(csr_der, 0) :]))
+    except IndexError:
+        return 0

@@ -7,11 +7,14 @@ anchors of a rule are its own: neither the system's store nor another rule's cou
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -19,6 +22,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from estd import names
 from estd.errors import EstError, Reason, Unauthenticated
 
+_SHA256 = hashes.SHA256()
+_KNOWN_MAX = 4096
 _ANY_USE = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
 
 
@@ -100,6 +105,13 @@ def _not_client(what: str) -> Unauthenticated:
     return Unauthenticated(Reason.CERT_NOT_CLIENT, f"The client certificate {what}.")
 
 
+class _Path(NamedTuple):
+    path: tuple[x509.Certificate, ...]
+    since: float
+    until: float
+    """The seconds between which every certificate on the path, the anchor too, is valid."""
+
+
 class Anchors:
     """The trust anchors of one rule."""
 
@@ -116,22 +128,37 @@ class Anchors:
                 ee_policy=verification.ExtensionPolicy.permit_all(),
             )
         )
+        self._known: OrderedDict[tuple[bytes, tuple[bytes, ...]], _Path] = OrderedDict()
 
     def path(
         self, client: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
-    ) -> list[x509.Certificate]:
+    ) -> tuple[x509.Certificate, ...]:
         """The path from the client's certificate up to below the anchor. Raises a 401 where there is none.
 
         An expired certificate is judged at its last second, so that it is called expired, not unknown, by whoever
-        checks the time after this.
+        checks the time after this. A path found is remembered for as long as all its certificates are valid: devices
+        keep their connections and come back.
         """
         if client.der in self._ders:
             raise Unauthenticated(Reason.CERT_UNKNOWN, "The client certificate is itself a trust anchor.")
-        when = datetime.fromtimestamp(min(max(now, client.not_before), client.not_after), UTC)
+        when = min(max(now, client.not_before), client.not_after)
+        key = (client.der, tuple(one.fingerprint(_SHA256) for one in intermediates))
+        known = self._known.get(key)
+        if known is not None and known.since <= when <= known.until:
+            return known.path
+        verifier = self._builder.time(datetime.fromtimestamp(when, UTC)).build_client_verifier()
         try:
-            verified = self._builder.time(when).build_client_verifier().verify(client.certificate, list(intermediates))
+            chain = verifier.verify(client.certificate, list(intermediates)).chain
         except verification.VerificationError:
             raise Unauthenticated(
                 Reason.CERT_UNKNOWN, "The client certificate has no path to a trust anchor of this label."
             ) from None
-        return verified.chain[:-1]
+        found = _Path(
+            path=tuple(chain[:-1]),
+            since=max(one.not_valid_before_utc for one in chain).timestamp(),
+            until=min(one.not_valid_after_utc for one in chain).timestamp(),
+        )
+        self._known[key] = found
+        if len(self._known) > _KNOWN_MAX:
+            self._known.popitem(last=False)
+        return found.path

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from pkcs11 import Attribute, KeyType, ObjectClass
+from pkcs11 import Attribute, KeyType, ObjectClass, TokenFlag
 from pkcs11 import exceptions as ckr
 from pkcs11._pkcs11 import lib as _PythonPkcs11
 
@@ -51,7 +51,12 @@ class _InitializeArgs(ctypes.Structure):
 class _FunctionList(ctypes.Structure):
     """The head of CK_FUNCTION_LIST, as far as it is needed."""
 
-    _fields_ = (("version", ctypes.c_ubyte * 2), ("initialize", ctypes.c_void_p), ("finalize", ctypes.c_void_p))
+    _fields_ = (
+        ("version", ctypes.c_ubyte * 2),
+        ("C_Initialize", ctypes.c_void_p),
+        ("between", ctypes.c_void_p * 8),  # C_Finalize to C_GetMechanismInfo
+        ("C_InitToken", ctypes.c_void_p),
+    )
 
 
 class _Module(_PythonPkcs11):
@@ -67,16 +72,28 @@ class _Module(_PythonPkcs11):
         super().__init__(so)
 
     def initialize(self) -> None:
+        call = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)(self._functions().C_Initialize)
+        arguments = _InitializeArgs(flags=_CKF_OS_LOCKING_OK)
+        code = call(ctypes.addressof(arguments))
+        if code not in (0, _CKR_CRYPTOKI_ALREADY_INITIALIZED):
+            raise TokenRefused("C_Initialize", f"{self._path} does not initialise for several threads ({code:#x})")
+
+    def init_token(self, slot_id: int, label: str, so_pin: str) -> None:
+        """C_InitToken, which python-pkcs11 does not offer."""
+        types = (ctypes.c_ulong, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+        call = ctypes.CFUNCTYPE(*types)(self._functions().C_InitToken)
+        pin = so_pin.encode()
+        code = call(slot_id, pin, len(pin), label.encode().ljust(32))
+        if code != 0:
+            raise TokenRefused("C_InitToken", f"{self._path} does not make a token ({code:#x})")
+
+    def _functions(self) -> _FunctionList:
         functions = ctypes.POINTER(_FunctionList)()
         get_list = ctypes.CDLL(self._path).C_GetFunctionList
         get_list.restype = ctypes.c_ulong
         if get_list(ctypes.byref(functions)) != 0 or not functions:
             raise TokenRefused("C_GetFunctionList", f"{self._path} is not a PKCS#11 module")
-        call = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)(functions.contents.initialize)
-        arguments = _InitializeArgs(flags=_CKF_OS_LOCKING_OK)
-        code = call(ctypes.addressof(arguments))
-        if code not in (0, _CKR_CRYPTOKI_ALREADY_INITIALIZED):
-            raise TokenRefused("C_Initialize", f"{self._path} does not initialise for several threads ({code:#x})")
+        return functions.contents
 
 
 @contextmanager
@@ -126,6 +143,24 @@ class Token:
             except Exception as error:
                 raise classify(error, "logging in") from error
         return cls(token, login, pin)
+
+    @classmethod
+    def initialise(cls, *, module: Path, label: str, pin: str, so_pin: str) -> None:
+        """Make a new token in the module's first empty slot. Raises a TokenError."""
+        try:
+            library = _Module(str(module))
+            empty = (one for one in library.get_slots() if TokenFlag.TOKEN_INITIALIZED not in one.get_token().flags)
+            library.init_token(next(empty).slot_id, label, so_pin)
+            # SoftHSM gives the new token another slot, so it is looked for by its label.
+            session = library.get_token(token_label=label).open(rw=True, so_pin=so_pin)
+            session.init_pin(pin)
+            session.close()
+        except StopIteration:
+            raise TokenRefused("no_slot", f"{module} has no empty slot for a new token") from None
+        except TokenError:
+            raise
+        except Exception as error:
+            raise classify(error, "making a token") from error
 
     def session(self, *, rw: bool = False) -> Any:
         """A further session under the login, for one thread."""

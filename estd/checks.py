@@ -1,0 +1,126 @@
+"""`estd check`: everything that is wrong with a configuration, its files and its token, in one go."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from OpenSSL import SSL
+
+from estd import credentials, material, tls
+from estd.config import Config, parse
+from estd.errors import ConfigError, EstError
+from estd.issuer import open_signer
+from estd.ledger import LedgerError, Reader
+from hsm.errors import TokenError
+from hsm.session import Job
+
+
+def check(path: Path) -> list[str]:
+    """One sentence for each problem; nothing is changed."""
+    try:
+        config = parse(path.read_text(encoding="utf-8"), path.resolve().parent)
+    except ConfigError as error:
+        return error.problems
+    except (OSError, UnicodeDecodeError) as error:
+        return [str(error)]
+    found, problems = material.read(config)
+    problems += _tls(config)
+    problems += _credentials(config)
+    problems += _crls(found)
+    problems += _secret_files(config)
+    try:
+        Reader(config.ledger).close()
+    except LedgerError as error:
+        problems.append(f"ledger.path: {error}")
+    if len(found.cas) == len(config.cas):
+        problems += _token(config, found)
+    return problems
+
+
+def _tls(config: Config) -> list[str]:
+    server = config.server
+    try:
+        tls.server_context(server.tls_certificate, server.tls_key)
+        own = material.certificates(server.tls_certificate)[0]
+    except (SSL.Error, OSError, ValueError) as error:
+        return [f"server.tls_certificate, server.tls_key: they do not serve TLS together: {error}"]
+    left = own.not_valid_after_utc - datetime.now(UTC)
+    if left < timedelta(0):
+        return [f"server.tls_certificate: expired at {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"]
+    return []
+
+
+def _credentials(config: Config) -> list[str]:
+    problems: list[str] = []
+    for label in config.labels.values():
+        for index, allow in enumerate(label.allow):
+            if allow.credentials is None:
+                continue
+            try:
+                credentials.parse(allow.credentials.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                problems.append(f"label.{label.name}.allow[{index}].credentials: {error}")
+    return problems
+
+
+def _crls(found: material.Material) -> list[str]:
+    problems: list[str] = []
+    for policy in found.policies:
+        for index, rule in enumerate(policy.rules):
+            if rule.crls is None or rule.anchors is None:
+                continue
+            for anchor in rule.anchors.certificates:
+                try:
+                    # An anchor's own name stands for what it issues: is there a current CRL of it?
+                    rule.crls.check_issuer(anchor.subject, datetime.now(UTC).timestamp())
+                except EstError as error:
+                    problems.append(f"label.{policy.label.name}.allow[{index}].crls: {error.sentence}")
+                if not _is_ca(anchor):
+                    problems.append(
+                        f"label.{policy.label.name}.allow[{index}].anchors: "
+                        f"{anchor.subject.rfc4514_string()!r} is not a CA's certificate"
+                    )
+    return problems
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _secret_files(config: Config) -> list[str]:
+    """Secrets that others than their owner may read."""
+    problems: list[str] = []
+    for name, path in (("token.pin_file", config.token.pin_file), ("server.tls_key", config.server.tls_key)):
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            continue  # said where the file is read
+        if mode & 0o077:
+            problems.append(f"{name}: {path} can be read by others: chmod 600 {path}")
+    return problems
+
+
+def _token(config: Config, found: material.Material) -> list[str]:
+    config.run.mkdir(mode=0o700, exist_ok=True)
+    kept = dict(os.environ)
+    problems: list[str] = []
+    try:
+        pool = open_signer(config, found)
+        for name in config.cas:
+            (result,) = pool.sign_many([Job(name, b"estd check: not a certificate")])
+            if isinstance(result, TokenError):
+                problems.append(f"ca.{name}: {result}")
+    except ConfigError as error:
+        problems += error.problems
+    except TokenError as error:
+        problems.append(f"token: {error}")
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+    return problems

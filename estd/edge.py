@@ -1,0 +1,315 @@
+"""The edge process: TLS, HTTP, EST's operations and labels, Basic credentials; an enrolment goes on to an issuer.
+
+It holds no key of the CA, no PIN and no ledger, and it decides nothing about a certificate: it hands over evidence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+import uvloop
+from aiohttp import http_parser, web
+from OpenSSL import SSL
+
+from estd import csr, frames, metrics, tls, wire
+from estd.config import OPERATIONS, Config, Label
+from estd.credentials import Credentials, read_header
+from estd.errors import (
+    BY_STATUS,
+    REASONS,
+    BadRequest,
+    EstError,
+    MethodNotAllowed,
+    NotFound,
+    Reason,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from estd.frames import Request
+from estd.http import HttpServer, answer, respond
+from estd.issuer_link import IssuerLink
+from estd.logs import Log
+from estd.material import Material, cacerts_body, load
+
+_ROOT = "/.well-known/est/"
+_ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
+_SERVED = ("cacerts", *_ENROLMENTS)
+
+
+class _Seen:
+    """What the log line and the metrics say of a request, filled in on its way."""
+
+    __slots__ = ("identity", "label", "operation", "reason", "serial")
+
+    def __init__(self) -> None:
+        self.operation = "other"
+        self.label = ""
+        self.reason = ""
+        self.identity = ""
+        self.serial = ""
+
+
+class _Served:
+    """A label as an edge serves it."""
+
+    def __init__(self, number: int, label: Label, material: Material) -> None:
+        self.number = number
+        self.label = label
+        self.cacerts = cacerts_body(material, label)
+        self.basic = [
+            (index, Credentials(rule.credentials))
+            for index, rule in enumerate(label.allow)
+            if rule.credentials is not None
+        ]
+
+
+class Edge:
+    def __init__(
+        self, config: Config, material: Material, links: list[IssuerLink], slot: metrics.Slot, log: Log
+    ) -> None:
+        self._config = config
+        self._links = links
+        self._slot = slot
+        self._log = log
+        self._numbers = itertools.count(1)
+        self._draining = False
+        served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
+        default = next(one for one in served if one.label.name == config.server.default_label)
+        self._routes: dict[str, tuple[_Served, str]] = {}
+        for one in served:
+            for operation in _SERVED:
+                self._routes[f"{_ROOT}{one.label.name}/{operation}"] = (one, operation)
+        for operation in _SERVED:
+            self._routes[_ROOT + operation] = (default, operation)
+        self._known_labels = {one.label.name for one in served}
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Any request: its response, its metrics and its line in the log."""
+        began = time.perf_counter()
+        number = next(self._numbers)
+        seen = _Seen()
+        try:
+            response = await self._answer(request, seen)
+        except EstError as error:
+            seen.reason = error.reason
+            response = respond(error)
+            if not request.content.is_eof():
+                response.force_close()  # a body that nobody will read cannot be followed by a request
+        except asyncio.CancelledError:
+            self._log("client_left", id=number, operation=seen.operation, label=seen.label)
+            raise
+        except Exception as error:
+            self._log("request_failed", id=number, error=repr(error)[:500])
+            seen.reason = Reason.INTERNAL
+            response = respond(Unavailable(Reason.INTERNAL, "The server failed; its log says why."))
+        if self._draining:
+            response.force_close()
+        seconds = time.perf_counter() - began
+        slot = self._slot
+        slot.count(metrics.REQUESTS.series(seen.operation, str(response.status)))
+        slot.observe(metrics.REQUEST_SECONDS, metrics.REQUEST_SECONDS.series(seen.operation), seconds)
+        if seen.reason:
+            slot.count(metrics.REJECTIONS.series(seen.reason))
+        self._log(
+            "request", id=number, operation=seen.operation, label=seen.label, status=response.status,
+            reason=seen.reason, serial=seen.serial, identity=seen.identity, ms=round(seconds * 1000, 3),
+            peer=request.remote,
+        )  # fmt: skip
+        return response
+
+    async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.Response:
+        path = request.path
+        route = self._routes.get(path)
+        if route is None:
+            raise self._not_found(path)
+        served, operation = route
+        seen.operation = operation
+        seen.label = served.label.name
+        if operation == "cacerts":
+            if request.method not in ("GET", "HEAD"):
+                raise MethodNotAllowed("GET, HEAD")
+            return answer(served.cacerts, wire.CERTS_ONLY_TYPE)
+        if request.method != "POST":
+            raise MethodNotAllowed("POST")
+        return await self._enroll(request, served, _ENROLMENTS[operation], seen)
+
+    def _not_found(self, path: str) -> NotFound:
+        label, _, operation = path.removeprefix(_ROOT).rpartition("/")
+        if not path.startswith(_ROOT):
+            return NotFound(Reason.UNKNOWN_OPERATION, f"EST's operations are under {_ROOT}.")
+        if label and label not in self._known_labels:
+            return NotFound(Reason.UNKNOWN_LABEL, f"There is no label {label[:64]!r} here.")
+        if operation in OPERATIONS:
+            return NotFound(Reason.UNKNOWN_OPERATION, f"The operation {operation} is not offered here.")
+        return NotFound(Reason.UNKNOWN_OPERATION, "There is no such operation; try cacerts or simpleenroll.")
+
+    async def _enroll(self, request: web.BaseRequest, served: _Served, kind: int, seen: _Seen) -> web.Response:
+        """simpleenroll and simplereenroll (RFC 7030 §4.2): evidence and CSR to an issuer, its answer to the client."""
+        label = served.label
+        connection = request.get_extra_info("tls")
+        chain: bytes = connection.client_chain()
+        user, rule = await self._basic(request, served, seen)
+        if not chain and user is None:
+            raise Unauthenticated(
+                Reason.NO_CREDENTIAL,
+                "Present a client certificate in TLS, or a credential by HTTP Basic authentication.",
+            )
+        headers = request.headers
+        wire.check_media_type(headers.get("Content-Type", ""), pem=label.pem)
+        if headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedMediaType(Reason.MEDIA_TYPE, "A request's body may not be compressed.")
+        body = await self._body(request, label.body_bytes)
+        sent = wire.read_pkcs10(body, pem=label.pem)
+        binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
+        link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(sent.csr_der) % len(self._links)]
+        given = await link.ask(
+            Request(
+                id=0,
+                kind=kind,
+                label=served.number,
+                deadline=time.monotonic() + self._config.server.deadline_seconds,
+                user=user,
+                rule=rule,
+                binding=binding,
+                chain=chain,
+                csr_der=sent.csr_der,
+            )
+        )
+        seen.identity = given.identity or seen.identity
+        if given.status != 200:
+            raise BY_STATUS[given.status](
+                REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None
+            )
+        seen.serial = given.serial.hex()
+        return answer(wire.enrolled(given.payload, wrapped=sent.wrapped), wire.CERTS_ONLY_TYPE)
+
+    async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:
+        """The name of a right credential and the rule it belongs to. A 401 where it is wrong."""
+        given = request.headers.get("Authorization")
+        if given is None:
+            return None, -1
+        user, password = read_header(given)
+        seen.identity = f"basic:{user[:64]}"
+        for rule, credentials in served.basic:
+            if await credentials.check(user, password):
+                return user, rule
+        raise Unauthenticated(Reason.WRONG_CREDENTIAL, "The user name or the password is wrong for this label.")
+
+    async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
+        """The request's body, sized or chunked, at most `limit` bytes and within the body time-out."""
+        content = request.content
+        if (request.content_length or 0) > limit:
+            raise TooLarge(Reason.TOO_LARGE, f"The body may have {limit} bytes.")
+        if content.is_eof():
+            body = content.read_nowait()
+            if len(body) > limit:
+                raise TooLarge(Reason.TOO_LARGE, f"The body may have {limit} bytes.")
+            return body
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        parts = bytearray()
+        try:
+            async with asyncio.timeout(self._config.server.body_seconds):
+                while part := await content.readany():
+                    parts += part
+                    if len(parts) > limit:
+                        raise TooLarge(Reason.TOO_LARGE, f"The body may have {limit} bytes.")
+        except TimeoutError:
+            raise BadRequest(Reason.BAD_HTTP, "The body took too long to arrive.") from None
+        except web.RequestPayloadError:
+            raise BadRequest(Reason.BAD_HTTP, "The body's encoding is broken.") from None
+        return bytes(parts)
+
+    def drain(self) -> None:
+        self._draining = True
+
+
+class _Doors:
+    """The listening socket of one edge. Closed to pause: the supervisor holds the socket too, so that the kernel's
+    queue keeps who arrives meanwhile."""
+
+    def __init__(self, listener: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
+        self._listener = listener
+        self._factory = factory
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._factory, sock=self._listener.dup(), backlog=4096)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+async def serve(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log) -> None:
+    """One edge, until SIGTERM; then what was accepted is answered and the connections are closed."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    if "HttpRequestParserC" not in dir(http_parser):
+        raise SystemExit("aiohttp's C parser is missing; the one in Python is not safe enough: reinstall aiohttp")
+    material = load(config)
+    context = tls.server_context(config.server.tls_certificate, config.server.tls_key)
+    links = [
+        IssuerLink(config.run / f"issuer-{number}.sock", queue=config.server.queue, slot=slot, loop=loop)
+        for number in range(config.server.issuers)
+    ]
+    edge = Edge(config, material, links, slot, log)
+    http = HttpServer(edge.handle, idle_seconds=config.server.idle_seconds)
+    open_now = 0
+
+    def begin() -> asyncio.Protocol:
+        nonlocal open_now
+        open_now += 1
+        slot.count(metrics.CONNECTIONS.at)
+        slot.set(metrics.CONNECTIONS_OPEN.at, open_now)
+        if open_now >= config.server.max_connections:
+            doors.close()
+        return tls.TlsConnection(
+            context, http, loop=loop, handshake_seconds=config.server.handshake_seconds, on_end=end
+        )
+
+    def end(succeeded: bool) -> None:
+        nonlocal open_now
+        open_now -= 1
+        slot.set(metrics.CONNECTIONS_OPEN.at, open_now)
+        if not succeeded:
+            slot.count(metrics.HANDSHAKE_FAILURES.at)
+        if open_now == config.server.max_connections - 1 and not stop.is_set():
+            reopening.append(loop.create_task(doors.open()))
+            del reopening[:-1]
+
+    reopening: list[asyncio.Task[None]] = []
+    doors = _Doors(listener, begin)
+    async with asyncio.TaskGroup() as connecting:
+        for link in links:
+            connecting.create_task(link.connect())
+    await doors.open()
+    log("edge_ready", index=index)
+    await stop.wait()
+    edge.drain()
+    doors.close()
+    http.pre_shutdown()
+    await http.shutdown(config.server.drain_seconds)
+    for link in links:
+        link.close()
+
+
+def main(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log) -> int:
+    """The child process `edge`."""
+    try:
+        uvloop.run(serve(config, index, listener, slot, log))
+    except (SSL.Error, OSError) as error:
+        log("edge_failed", why=repr(error))
+        return 3
+    return 0

@@ -1,0 +1,133 @@
+"""What `estd enroll` does: make a key and a request, ask, write the files."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from OpenSSL import SSL
+
+from estd.client import Access, ClientError, EstClient, pem_of
+
+KEY_TYPES = ("ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096")
+_TLS = {None: None, "1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
+
+Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command's options, named as there."""
+
+    url: str
+    cacert: Path | None
+    label: str | None
+    cert: Path | None
+    key: Path | None
+    credential: Path | None
+    subject: str
+    dns: tuple[str, ...]
+    ip: tuple[str, ...]
+    uri: tuple[str, ...]
+    key_type: str
+    renew: bool
+    same_key: bool
+    link: bool
+    tls: str | None
+    cacerts_only: bool
+    out: str
+
+
+def generate_key(kind: str) -> Key:
+    """A new key of one of KEY_TYPES."""
+    if kind == "ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
+    if kind.startswith("rsa-"):
+        return rsa.generate_private_key(65537, int(kind[4:]))
+    return ec.generate_private_key({"256": ec.SECP256R1(), "384": ec.SECP384R1(), "521": ec.SECP521R1()}[kind[4:]])
+
+
+def make_csr(
+    key: Key, subject: x509.Name, san: x509.SubjectAlternativeName | None, challenge_password: bytes | None
+) -> bytes:
+    """A PKCS#10 request, DER."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    if san is not None:
+        builder = builder.add_extension(san, critical=not subject.rdns)
+    if challenge_password is not None:
+        builder = builder.add_attribute(x509.oid.AttributeOID.CHALLENGE_PASSWORD, challenge_password)
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, algorithm).public_bytes(Encoding.DER)
+
+
+def enroll(options: Options) -> dict[str, Any]:
+    """Enroll as the options say; returns what was written and got. Raises ClientError, OSError or ValueError."""
+    user, password = None, None
+    if options.credential is not None:
+        user, _, password = options.credential.read_text(encoding="utf-8").strip().partition(":")
+    anchors = x509.load_pem_x509_certificates(options.cacert.read_bytes()) if options.cacert else []
+    access = Access(
+        url=options.url, label=options.label, anchors=anchors, certificate=options.cert, key=options.key, user=user,
+        password=password, tls=_TLS[options.tls],
+    )  # fmt: skip
+    with EstClient(access) as client:
+        ca = client.cacerts()
+        Path(f"{options.out}.ca.pem").write_bytes(pem_of(ca))
+        subjects = [one.subject.rfc4514_string() for one in ca]
+        done: dict[str, Any] = {"ca": f"{options.out}.ca.pem", "ca_subjects": subjects}
+        if options.cacerts_only:
+            return done
+        key, subject, san = _wanted(options)
+        certificate = client.enroll(
+            lambda binding: make_csr(key, subject, san, binding), renew=options.renew, link=options.link
+        )
+    if not (options.renew and options.same_key):
+        _write_key(Path(f"{options.out}.key"), key)
+        done["key"] = f"{options.out}.key"
+    Path(f"{options.out}.pem").write_bytes(pem_of([certificate]))
+    return {
+        **done,
+        "certificate": f"{options.out}.pem",
+        "serial": f"{certificate.serial_number:x}",
+        "subject": certificate.subject.rfc4514_string(),
+        "not_after": certificate.not_valid_after_utc.isoformat(),
+    }
+
+
+def _wanted(options: Options) -> tuple[Key, x509.Name, x509.SubjectAlternativeName | None]:
+    """Key and names to ask for; a renewal asks for those of its certificate again."""
+    if not options.renew:
+        names: list[x509.GeneralName] = [x509.DNSName(one) for one in options.dns]
+        names += [x509.IPAddress(ipaddress.ip_address(one)) for one in options.ip]
+        names += [x509.UniformResourceIdentifier(one) for one in options.uri]
+        san = x509.SubjectAlternativeName(names) if names else None
+        return generate_key(options.key_type), x509.Name.from_rfc4514_string(options.subject), san
+    if options.cert is None:
+        raise ClientError("--renew needs the certificate to renew: --cert")
+    current = x509.load_pem_x509_certificate(options.cert.read_bytes())
+    key: Any = generate_key(options.key_type)
+    if options.same_key:
+        key = load_pem_private_key((options.key or options.cert).read_bytes(), None)
+    try:
+        san = current.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        san = None
+    return key, current.subject, san
+
+
+def _write_key(path: Path, key: Key) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

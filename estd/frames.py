@@ -1,0 +1,124 @@
+"""What edges and issuers say to each other over a Unix socket: length-prefixed structs, many in one read.
+
+A request carries the evidence of who asks, not a verdict; an answer carries a certificate or a refusal. Both ends are
+of one generation and one configuration, so a label travels as its number. All integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ENROLL, RENEW, CANCEL = 1, 2, 3
+
+_REQUEST = struct.Struct("<IQBBHhdHBI")
+_ANSWER = struct.Struct("<IQHBHHB")
+_LENGTH = struct.Struct("<I")
+FRAME_MAX = 4 << 20
+"""Bytes: above any body limit plus a certificate chain; a longer frame is a broken peer."""
+
+
+class FrameError(Exception):
+    """The peer sent what no peer of ours sends; its connection is closed."""
+
+
+class Request(NamedTuple):
+    id: int
+    kind: int
+    label: int
+    """Index in the configuration's labels."""
+    deadline: float
+    """CLOCK_MONOTONIC seconds: later than that nobody waits for the answer."""
+    user: str | None
+    rule: int
+    """Which rule of the label the user's credential belongs to; -1 without one."""
+    binding: bytes
+    chain: bytes
+    """The client's certificate and its intermediates, DER after DER; empty without one."""
+    csr_der: bytes
+
+
+class Answer(NamedTuple):
+    id: int
+    status: int
+    reason: int
+    """Index in errors.REASONS; 0 with a status of 200."""
+    retry_after: int
+    """Seconds; 0 for none."""
+    identity: str
+    serial: bytes
+    payload: bytes
+    """The certificate's DER with a status of 200, else the refusal's sentence."""
+
+
+def pack_request(request: Request) -> bytes:
+    user = b"" if request.user is None else request.user.encode()
+    tail = b"".join((user, request.binding, request.chain, request.csr_der))
+    head = _REQUEST.pack(
+        _REQUEST.size - 4 + len(tail), request.id, request.kind, request.label, 0 if request.user is None else 1,
+        request.rule, request.deadline, len(user), len(request.binding), len(request.chain),
+    )  # fmt: skip
+    return head + tail
+
+
+def unpack_request(data: bytes, at: int, end: int) -> Request:
+    _, number, kind, label, has_user, rule, deadline, user_len, binding_len, chain_len = _REQUEST.unpack_from(data, at)
+    at += _REQUEST.size
+    user_end = at + user_len
+    binding_end = user_end + binding_len
+    chain_end = binding_end + chain_len
+    if chain_end > end:
+        raise FrameError("lengths inside a request exceed it")
+    return Request(
+        number, kind, label, deadline, data[at:user_end].decode() if has_user else None, rule,
+        data[user_end:binding_end], data[binding_end:chain_end], data[chain_end:end],
+    )  # fmt: skip
+
+
+def pack_cancel(number: int) -> bytes:
+    return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0)
+
+
+def pack_answer(answer: Answer) -> bytes:
+    identity = answer.identity.encode()[:1024]
+    tail = b"".join((identity, answer.serial, answer.payload))
+    head = _ANSWER.pack(
+        _ANSWER.size - 4 + len(tail), answer.id, answer.status, answer.reason, answer.retry_after, len(identity),
+        len(answer.serial),
+    )  # fmt: skip
+    return head + tail
+
+
+def unpack_answer(data: bytes, at: int, end: int) -> Answer:
+    _, number, status, reason, retry_after, identity_len, serial_len = _ANSWER.unpack_from(data, at)
+    at += _ANSWER.size
+    identity_end = at + identity_len
+    serial_end = identity_end + serial_len
+    return Answer(
+        number, status, reason, retry_after, data[at:identity_end].decode(errors="replace"),
+        data[identity_end:serial_end], data[serial_end:end],
+    )  # fmt: skip
+
+
+class Splitter:
+    """Cuts a stream into frames; what is incomplete waits for the next read."""
+
+    def __init__(self) -> None:
+        self._left = b""
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, int, int]]:
+        """(buffer, start, end) of each whole frame, its length prefix included."""
+        if self._left:
+            data = self._left + data
+        at, size = 0, len(data)
+        while size - at >= 4:
+            (length,) = _LENGTH.unpack_from(data, at)
+            if length > FRAME_MAX:
+                raise FrameError(f"a frame of {length} bytes")
+            end = at + 4 + length
+            if end > size:
+                break
+            yield data, at, end
+            at = end
+        self._left = data[at:]

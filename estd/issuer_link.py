@@ -1,0 +1,141 @@
+"""An edge's connection to an issuer: requests out, answers in, many of each in one write.
+
+What is handed over waits in `pending` until its answer, its deadline or its client's end. When an issuer dies, what it
+had not answered is handed to its replacement once, and no more: a request that kills issuers must not kill them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from estd import frames, metrics
+from estd.errors import Reason, Unavailable
+from estd.frames import Answer, Request, Splitter
+
+_RECONNECT_SECONDS = 0.05
+_SWEEP_SECONDS = 0.25
+
+
+class _Pending:
+    __slots__ = ("answer", "deadline", "delivered", "frame")
+
+    def __init__(self, frame: bytes, deadline: float, answer: asyncio.Future[Answer]) -> None:
+        self.frame = frame
+        self.deadline = deadline
+        self.answer = answer
+        self.delivered = 0
+
+
+class IssuerLink(asyncio.Protocol):
+    """One per issuer and edge. `ask` is all that the edge needs."""
+
+    def __init__(self, path: Path, *, queue: int, slot: metrics.Slot, loop: asyncio.AbstractEventLoop) -> None:
+        self._path = path
+        self._queue = queue
+        self._slot = slot
+        self._loop = loop
+        self._transport: asyncio.WriteTransport | None = None
+        self._pending: dict[int, _Pending] = {}
+        self._outgoing: list[bytes] = []
+        self._splitter = Splitter()
+        self._next = 0
+        self._closed = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    async def connect(self) -> None:
+        """Connect, trying again until it succeeds: the socket belongs to the supervisor and outlives issuers."""
+        while not self._closed:
+            try:
+                await self._loop.create_unix_connection(lambda: self, str(self._path))
+            except OSError:
+                await asyncio.sleep(_RECONNECT_SECONDS)
+            else:
+                return
+
+    async def ask(self, request: Request) -> Answer:
+        """The issuer's answer; `request.id` is given here. A 503 where the queue is full, the deadline passes, or two
+        issuers died over it."""
+        pending = self._pending
+        if len(pending) >= self._queue:
+            raise Unavailable(Reason.OVERLOADED, "The server has more enrolments waiting than it takes.")
+        self._next += 1
+        number = self._next
+        entry = _Pending(
+            frames.pack_request(request._replace(id=number)), request.deadline, self._loop.create_future()
+        )
+        pending[number] = entry
+        self._slot.set(metrics.QUEUE_DEPTH.at, len(pending))
+        if self._transport is not None:
+            self._deliver(entry)
+        try:
+            return await entry.answer
+        except asyncio.CancelledError:
+            # The client is gone: what is not signed yet need not be.
+            if entry.delivered and self._transport is not None:
+                self._send(frames.pack_cancel(number))
+            raise
+        finally:
+            pending.pop(number, None)
+            self._slot.set(metrics.QUEUE_DEPTH.at, len(pending))
+
+    def _deliver(self, entry: _Pending) -> None:
+        entry.delivered += 1
+        self._send(entry.frame)
+
+    def _send(self, frame: bytes) -> None:
+        """Gather what this turn of the loop produces, and write it at once."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(frame)
+
+    def _flush(self) -> None:
+        out, self._outgoing = self._outgoing, []
+        if self._transport is not None:
+            self._transport.write(b"".join(out))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._splitter = Splitter()
+        self._outgoing = []
+        for entry in self._pending.values():
+            if entry.delivered:
+                self._slot.count(metrics.REDELIVERED.at)
+            self._deliver(entry)
+
+    def data_received(self, data: bytes) -> None:
+        for buffer, start, end in self._splitter.feed(data):
+            answer = frames.unpack_answer(buffer, start, end)
+            entry = self._pending.get(answer.id)
+            if entry is not None and not entry.answer.done():
+                entry.answer.set_result(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        for entry in self._pending.values():
+            if entry.delivered > 1 and not entry.answer.done():
+                trouble = Unavailable(Reason.TOKEN_AWAY, "The CA's signing process ended twice over this request.")
+                entry.answer.set_exception(trouble)
+        if not self._closed:
+            self._connecting = self._loop.create_task(self.connect())
+
+    def _sweep(self) -> None:
+        """End what nobody answers in time; the oldest stand first."""
+        now = time.monotonic()
+        for entry in self._pending.values():
+            if entry.deadline > now:
+                break
+            if not entry.answer.done():
+                trouble = Unavailable(Reason.DEADLINE, "The CA did not answer in time.")
+                entry.answer.set_exception(trouble)
+        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def close(self) -> None:
+        self._closed = True
+        self._sweeper.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,138 @@
+"""What the configuration names, read from its files: CA certificates, each label's rules and templates, PIN, TLS key.
+
+Reading collects everything that is wrong, so that `estd check` can say it in one go; the processes use the same
+functions and refuse to start on the first problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estd import wire
+from estd.config import Allow, Ca, Config, Label
+from estd.crl import CrlFiles
+from estd.errors import ConfigError
+from estd.identify import Anchors
+from estd.issuance import CaCertificate, Issuer
+from estd.policy import LabelPolicy, Rule
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """The configuration with its files, immutable for one generation of processes."""
+
+    config: Config
+    cas: dict[str, CaCertificate]
+    policies: tuple[LabelPolicy, ...]
+    """In the order of the configuration's labels, which is their number in frames."""
+    issuers: dict[tuple[str, str], Issuer]
+    """By CA and profile."""
+
+
+def certificates(path: Path) -> list[x509.Certificate]:
+    """The certificates of a PEM file. Raises OSError or ValueError."""
+    return x509.load_pem_x509_certificates(path.read_bytes())
+
+
+def read_pin(config: Config) -> str:
+    """The token's PIN, from its file. Raises ConfigError."""
+    try:
+        pin = config.token.pin_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"token.pin_file: {error}"]) from error
+    if not pin:
+        raise ConfigError([f"token.pin_file: {config.token.pin_file} is empty"])
+    return pin
+
+
+def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
+    """The CA's certificate and chain, which must be one unbroken path to a root. Raises OSError or ValueError."""
+    now = now or datetime.now(UTC)
+    own, *extra = certificates(ca.certificate)
+    above = [*extra, *(certificates(ca.chain) if ca.chain else [])]
+    path = [own]
+    while path[-1].subject != path[-1].issuer:
+        parent = next((one for one in above if one.subject == path[-1].issuer), None)
+        if parent is None or parent in path:
+            raise ValueError(f"the chain has no certificate of {path[-1].issuer.rfc4514_string()!r}, so cacerts "
+                             "could not be complete; name the chain up to the root")  # fmt: skip
+        path.append(parent)
+    for child, parent in zip(path, [*path[1:], path[-1]], strict=True):
+        child.verify_directly_issued_by(parent)
+        if not child.not_valid_before_utc <= now <= child.not_valid_after_utc:
+            raise ValueError(f"{child.subject.rfc4514_string()!r} is not valid now")
+        constraints = child.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if not constraints.ca:
+            raise ValueError(f"{child.subject.rfc4514_string()!r} is not a CA's certificate (basicConstraints)")
+    return CaCertificate.of(own, path[1:])
+
+
+def _rule(allow: Allow) -> Rule:
+    """The rule with its anchors and CRLs. Raises OSError or ValueError."""
+    if allow.anchors is None:
+        return Rule(allow=allow, anchors=None, crls=None)
+    found = certificates(allow.anchors)
+    return Rule(allow=allow, anchors=Anchors(found), crls=CrlFiles(allow.crls, found))
+
+
+def read(config: Config) -> tuple[Material, list[str]]:
+    """The material, and what is wrong with its files; with problems, the material is of no use."""
+    problems: list[str] = []
+
+    def attempt(where: str, reader: Callable[[], T]) -> T | None:
+        try:
+            return reader()
+        except InvalidSignature:
+            problems.append(f"{where}: a certificate in the chain is not signed by the one above it")
+            return None
+        except (OSError, ValueError, TypeError, x509.ExtensionNotFound) as error:
+            problems.append(f"{where}: {error}")
+            return None
+
+    cas = {
+        name: found
+        for name, ca in config.cas.items()
+        if (found := attempt(f"ca.{name}", partial(load_ca, ca))) is not None
+    }
+    policies = tuple(
+        LabelPolicy(
+            label=label,
+            rules=tuple(
+                rule
+                for index, allow in enumerate(label.allow)
+                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow))) is not None
+            ),
+            profiles=config.profiles,
+        )
+        for label in config.labels.values()
+    )
+    pairs = {(label.ca, profile) for label in config.labels.values() for profile in config.profiles}
+    issuers = {
+        (ca, profile): Issuer(cas[ca], config.profiles[profile]) for ca, profile in sorted(pairs) if ca in cas
+    }
+    return Material(config=config, cas=cas, policies=policies, issuers=issuers), problems
+
+
+def load(config: Config) -> Material:
+    """The material. Raises ConfigError with everything that is wrong."""
+    material, problems = read(config)
+    if problems:
+        raise ConfigError(problems)
+    return material
+
+
+def cacerts_body(material: Material, label: Label) -> bytes:
+    """The answer to cacerts: the issuing CA and what is above it, up to the root (R18)."""
+    chain = material.cas[label.ca].chain
+    return wire.cacerts((one.public_bytes(Encoding.DER) for one in chain), one_line=label.cacerts_one_line)

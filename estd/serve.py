@@ -1,0 +1,50 @@
+"""`estd serve`: the composition root of the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from estd import admin, material
+from estd.config import Config, parse
+from estd.errors import ConfigError
+from estd.logs import Log
+from estd.supervisor import Supervisor, claim
+
+
+def serve(path: Path) -> None:
+    """Serve the instance until SIGTERM or SIGINT. Raises ConfigError with everything that stands in the way."""
+    try:
+        toml = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([str(error)]) from error
+    config = parse(toml, path.resolve().parent)
+    material.load(config)  # the children read it again; what is wrong is said here, before anything is bound
+    descriptor = claim(config)
+    log = Log("supervisor")
+    try:
+        asyncio.run(_serve(config, toml, log))
+    finally:
+        log.close()
+        os.close(descriptor)
+
+
+async def _serve(config: Config, toml: str, log: Log) -> None:
+    supervisor = Supervisor(config, toml, log)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        runner = await admin.start(config.server.admin, supervisor)
+    except OSError as error:
+        raise ConfigError([f"server.admin: {config.server.admin} cannot be bound: {error.strerror}"]) from error
+    log("serving", listen=str(config.server.listen), admin=str(config.server.admin), pid=os.getpid())
+    running = asyncio.create_task(supervisor.run())
+    await stop.wait()
+    await supervisor.drain()
+    await running
+    await runner.cleanup()
+    log("stopped")
