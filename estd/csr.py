@@ -145,8 +145,6 @@ def _challenge_password(request: x509.CertificateSigningRequest) -> bytes | None
     return bytes(found[0].value)
 
 
-
-
 def key_hash(csr_der: bytes) -> int:
     """A number that is equal for requests with the same key; 0 for what is no request. Nothing is verified."""
     try:

@@ -63,9 +63,7 @@ class IssuerLink(asyncio.Protocol):
             raise Unavailable(Reason.OVERLOADED, "The server has more enrolments waiting than it takes.")
         self._next += 1
         number = self._next
-        entry = _Pending(
-            frames.pack_request(request._replace(id=number)), request.deadline, self._loop.create_future()
-        )
+        entry = _Pending(frames.pack_request(request._replace(id=number)), request.deadline, self._loop.create_future())
         pending[number] = entry
         self._slot.set(metrics.QUEUE_DEPTH.at, len(pending))
         if self._transport is not None:

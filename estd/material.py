@@ -118,9 +118,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
         for label in config.labels.values()
     )
     pairs = {(label.ca, profile) for label in config.labels.values() for profile in config.profiles}
-    issuers = {
-        (ca, profile): Issuer(cas[ca], config.profiles[profile]) for ca, profile in sorted(pairs) if ca in cas
-    }
+    issuers = {(ca, profile): Issuer(cas[ca], config.profiles[profile]) for ca, profile in sorted(pairs) if ca in cas}
     return Material(config=config, cas=cas, policies=policies, issuers=issuers), problems
 
 

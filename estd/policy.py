@@ -181,9 +181,7 @@ def _by_anchors(
     )
 
 
-def authorise(
-    policy: LabelPolicy, evidence: Evidence, client: Client, request: CertificationRequest
-) -> Authorised:
+def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: CertificationRequest) -> Authorised:
     """What `client` gets for `request`. A 403 for names or a renewal that it may not have, a 400 for the wrong linking
     or a key that the profile does not take."""
     _check_linking(policy.label, evidence, request)

@@ -1,9 +1,9 @@
 """What a token can answer, sorted by what to do about it.
 
-    TokenError
-    ├─ TokenFatal       the module or its state is not to be trusted: make the process anew
-    ├─ TokenTransient   may pass: a few more tries, with a pause
-    └─ TokenRefused     no retry can help and one may lock the token: PIN, configuration, a wrong key
+TokenError
+├─ TokenFatal       the module or its state is not to be trusted: make the process anew
+├─ TokenTransient   may pass: a few more tries, with a pause
+└─ TokenRefused     no retry can help and one may lock the token: PIN, configuration, a wrong key
 """
 
 from __future__ import annotations

@@ -120,9 +120,7 @@ class Token:
         self._pid = os.getpid()
 
     @classmethod
-    def open(
-        cls, *, module: Path, label: str, pin: str, rw: bool = False, startup_lock: Path | None = None
-    ) -> Token:
+    def open(cls, *, module: Path, label: str, pin: str, rw: bool = False, startup_lock: Path | None = None) -> Token:
         """Load, initialise, log in. Raises a TokenError; a wrong PIN is tried once (tokens lock themselves)."""
         if not module.exists():
             raise TokenRefused("no_module", f"there is no PKCS#11 module {module}")

@@ -1,0 +1,49 @@
+"""One real server for the whole session, and the programs that the tests judge it with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.servers import Server
+
+_PACKAGES = {
+    "softhsm2-util": "softhsm2",
+    "openssl": "openssl",
+    "curl": "curl",
+    "pki": "strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins",
+    "java": "default-jdk-headless",
+    "promtool": "prometheus",
+}
+
+
+def program(name: str) -> str:
+    """The program's path. The test fails, with how to install it, where it is absent."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.fail(f"{name} is not installed: apt-get install {_PACKAGES.get(name, name)}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A demonstration instance with the labels of tests/labels.toml, serving."""
+    made = servers.init(tmp_path_factory.mktemp("estd") / "instance")
+    with made.config.open("a") as file:
+        file.write(servers.LABELS.read_text())
+    with servers.running(made):
+        yield made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The lint of every certificate issued in the session comes last."""
+    items.sort(key=lambda item: "test_pkilint" in item.nodeid)
