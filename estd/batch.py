@@ -294,7 +294,7 @@ def _row(item: _Item, issued_at_ms: int) -> Row:
         csr_sha256=authorised.request.sha256,
         repeat_key=authorised.repeat_key,
         identity=authorised.identity,
-        subject=authorised.names.subject.rfc4514_string(),
+        subject=authorised.names.text,
         label=authorised.label.name,
         profile=authorised.profile.name,
         not_before=prepared.not_before,

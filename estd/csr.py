@@ -12,9 +12,10 @@ import zlib
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from estd import der
 from estd.errors import BadRequest, Reason
@@ -23,6 +24,10 @@ _CHALLENGE_PASSWORD_DER = der.oid("1.2.840.113549.1.9.7")
 _CURVES = {"secp256r1": "ec-p256", "secp384r1": "ec-p384", "secp521r1": "ec-p521"}
 _RSA_SIZES = (2048, 3072, 4096)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_ECDSA = frozenset(
+    {SignatureAlgorithmOID.ECDSA_WITH_SHA256, SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+     SignatureAlgorithmOID.ECDSA_WITH_SHA512}
+)  # fmt: skip
 _SPKI_BYTES = {"ec-p256": 91, "ec-p384": 120, "ec-p521": 158}
 """SubjectPublicKeyInfo with a named curve and an uncompressed point; any other length is some other encoding."""
 
@@ -102,7 +107,7 @@ def parse(csr_der: bytes) -> CertificationRequest:
     kind = key_kind(public_key)
     if _SPKI_BYTES.get(kind, len(spki_der)) != len(spki_der):
         raise BadRequest(Reason.BAD_KEY, "An EC key must name its curve and give its point uncompressed.")
-    _prove_possession(request, kind)
+    _prove_possession(request, public_key)
     try:
         subject = request.subject
         extensions = request.extensions
@@ -119,12 +124,20 @@ def parse(csr_der: bytes) -> CertificationRequest:
     )
 
 
-def _prove_possession(request: x509.CertificateSigningRequest, kind: str) -> None:
+def _prove_possession(request: x509.CertificateSigningRequest, public_key: object) -> None:
+    """A 400 unless the request is signed by its own key, with a hash that is not weak."""
     try:
-        if kind != "ed25519" and not isinstance(request.signature_hash_algorithm, _HASHES):
+        algorithm = None if isinstance(public_key, ed25519.Ed25519PublicKey) else request.signature_hash_algorithm
+        if algorithm is not None and not isinstance(algorithm, _HASHES):
             raise BadRequest(Reason.BAD_SIGNATURE, "The request is not signed with SHA-256, SHA-384 or SHA-512.")
+        if isinstance(public_key, ec.EllipticCurvePublicKey) and algorithm is not None:
+            # What is_signature_valid does, without building the key a second time.
+            if request.signature_algorithm_oid not in _ECDSA:
+                raise InvalidSignature
+            public_key.verify(request.signature, request.tbs_certrequest_bytes, ec.ECDSA(algorithm))
+            return
         valid = request.is_signature_valid
-    except (UnsupportedAlgorithm, ValueError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         valid = False
     if not valid:
         raise BadRequest(

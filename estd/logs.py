@@ -11,13 +11,23 @@ import os
 import threading
 import time
 from collections import deque
-from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from estd import metrics
 
 _QUEUE_MAX = 10_000
 _EVERY_SECONDS = 0.1
+_encode = json.JSONEncoder(default=str).encode
+
+
+def _stamp(when: float) -> str:
+    return f"{_second(int(when))}.{int(when % 1 * 1000):03d}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(when: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
 
 
 class Log:
@@ -47,8 +57,7 @@ class Log:
         out: list[str] = []
         while self._lines:
             when, event, fields = self._lines.popleft()
-            stamp = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            out.append(json.dumps({"time": stamp, "process": self._process, "event": event, **fields}, default=str))
+            out.append(_encode({"time": _stamp(when), "process": self._process, "event": event, **fields}))
         data = "".join(line + "\n" for line in out).encode()
         try:
             while data:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -42,12 +43,22 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]
 San = x509.DNSName | x509.IPAddress | x509.UniformResourceIdentifier
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Names:
-    """A subject and the subjectAltNames beside it."""
+    """A subject and the subjectAltNames beside it; encoded once, as a device's identity is used again and again."""
 
     subject: x509.Name
     san: tuple[x509.GeneralName, ...]
+
+    @cached_property
+    def der(self) -> bytes:
+        """Subject and subjectAltName, DER one after the other."""
+        return self.subject.public_bytes() + (x509.SubjectAlternativeName(self.san).public_bytes() if self.san else b"")
+
+    @cached_property
+    def text(self) -> str:
+        """The subject as RFC 4514 text."""
+        return self.subject.rfc4514_string()
 
 
 def of_extensions(subject: x509.Name, extensions: x509.Extensions) -> Names:
@@ -110,6 +121,8 @@ def grant(asked: Names, identity: Names, profile: Profile) -> Names:
         raise _refused(f"{len(san)} subjectAltNames where {profile.max_names} are the most")
     if not subject.rdns and not san:
         raise Forbidden(Reason.NAME_REFUSED, "The request leaves the certificate without any name.")
+    if subject is identity.subject and tuple(san) == identity.san:
+        return identity
     return Names(subject=subject, san=tuple(san))
 
 

@@ -267,8 +267,7 @@ def _repeat_key(
         b"renew" if evidence.renewal else b"enroll",
         client.identity.encode(),
         request.spki_der,
-        granted.subject.public_bytes(),
-        x509.SubjectAlternativeName(granted.san).public_bytes() if granted.san else b"",
+        granted.der,
         profile.name.encode(),
     ]
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()

@@ -170,6 +170,11 @@ class Token:
             raise classify(error, "opening a session") from error
 
     @property
+    def slot_id(self) -> int:
+        """CK_SLOT_ID of the token."""
+        return int(self._token.slot.slot_id)
+
+    @property
     def login_session(self) -> Any:
         """The session that holds the login; it signs nothing."""
         return self._login
