@@ -224,7 +224,7 @@ def measure(folder: Path, loops: int) -> dict[str, float]:
     digest = os.urandom(32)
     raw = private.sign(digest, mechanism=Mechanism.ECDSA)
     signature = utils.encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
-    algorithm = ec.ECDSA(utils.Prehashed(hashes.SHA256()))  # type: ignore[arg-type]
+    algorithm = ec.ECDSA(utils.Prehashed(hashes.SHA256()))
     request = _csr(ec.generate_private_key(ec.SECP256R1()))
     raw_session, raw_key = _raw_session(config.token.module, token, b"\x01")
     figures = {

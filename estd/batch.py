@@ -24,7 +24,7 @@ from estd.ledger import LedgerBroken, Row
 from estd.material import Material
 from estd.policy import Authorised, Client, Evidence, Issued
 from estd.repeats import Repeats
-from hsm.errors import TokenError, TokenFatal
+from hsm.errors import TokenError, TokenTransient
 from hsm.session import Job
 
 BATCH_MAX = 32
@@ -219,7 +219,7 @@ class BatchLine:
         fatal = ""
         for item, signature in zip(items, signatures, strict=True):
             if isinstance(signature, TokenError):
-                severity = "fatal" if isinstance(signature, TokenFatal) else "transient"
+                severity = "transient" if isinstance(signature, TokenTransient) else "fatal"
                 self._slot.count(metrics.TOKEN_ERRORS.series(severity))
                 fatal = str(signature) if severity == "fatal" else fatal
                 trouble = Unavailable(Reason.TOKEN_AWAY, "The CA cannot sign at the moment.")

@@ -19,7 +19,7 @@ from hsm.session import Job
 
 
 def check(path: Path) -> list[str]:
-    """One sentence for each problem; nothing is changed."""
+    """One sentence for each problem; nothing is changed (the run folder is made, for the token's lock)."""
     try:
         config = parse(path.read_text(encoding="utf-8"), path.resolve().parent)
     except ConfigError as error:

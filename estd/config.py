@@ -206,8 +206,13 @@ class _Table:
     def seconds(self, key: str, default: str) -> int:
         return self.take(key, duration, duration(default), 'a duration such as "90d", "10m", "30s"')
 
-    def size(self, key: str, default: str) -> int:
-        return self.take(key, size, size(default), 'a size such as "64KiB"')
+    def size(self, key: str, default: str, most: str) -> int:
+        def kind(value: Any) -> int:
+            if size(value) > size(most):
+                raise ValueError(f"at most {most}")
+            return size(value)
+
+        return self.take(key, kind, size(default), 'a size such as "64KiB"')
 
     def file(self, key: str, default: str | None = None) -> Path:
         fallback = None if default is None else self.folder / default
@@ -417,7 +422,7 @@ def _label(name: str, table: _Table) -> Label:
         renew=table.choice("renew", "either", ("either", "same-key", "new-key")),
         pem=table.flag("pem", False),
         cacerts_one_line=table.flag("cacerts_one_line", False),
-        body_bytes=table.size("body_limit", "64KiB"),
+        body_bytes=table.size("body_limit", "64KiB", "1MiB"),
         repeat_seconds=table.seconds("repeat_window", "10m"),
     )
     table.done()

@@ -187,17 +187,22 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
     _check_linking(policy.label, evidence, request)
     profile = policy.profiles[client.profile]
     certificate = evidence.certificate
-    if evidence.renewal:
-        if not client.issued or certificate is None:
-            raise Forbidden(
-                Reason.NOT_ISSUED,
-                "simplereenroll renews a certificate of this CA that the client presents in TLS; "
-                "a first certificate is asked for at simpleenroll.",
-            )
-        granted = _renewed_names(certificate, request)
-        _check_rekey(policy.label, certificate, request)
+    asked = names.of_extensions(request.subject, request.extensions)
+    renewed = certificate if client.issued else None
+    if evidence.renewal and renewed is None:
+        raise Forbidden(
+            Reason.NOT_ISSUED,
+            "simplereenroll renews a certificate of this CA that the client presents in TLS; "
+            "a first certificate is asked for at simpleenroll.",
+        )
+    if renewed is not None:
+        # At simpleenroll too: whoever comes with a certificate of ours is that device, and keeps its names whatever
+        # names the profile lets a stranger ask for.
+        _check_renewal(
+            policy.label, renewed, request, asked, strict=evidence.renewal or profile.other_names == "refuse"
+        )
+        granted = renewed.names
     else:
-        asked = names.of_extensions(request.subject, request.extensions)
         granted = names.grant(asked, client.names, profile)
     if request.key_kind not in profile.keys:
         raise BadRequest(
@@ -210,7 +215,7 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
         identity=client.identity,
         names=granted,
         request=request,
-        renews=certificate.serial if evidence.renewal and certificate else None,
+        renews=renewed.serial if renewed is not None else None,
         repeat_key=_repeat_key(evidence, client, granted, profile, request),
     )
 
@@ -239,22 +244,20 @@ def _check_linking(label: Label, evidence: Evidence, request: CertificationReque
         )
 
 
-def _renewed_names(certificate: ClientCertificate, request: CertificationRequest) -> names.Names:
-    """The current certificate's names, which the request must repeat (RFC 7030 §4.2.2)."""
-    if not names.same(names.of_extensions(request.subject, request.extensions), certificate.names):
+def _check_renewal(
+    label: Label, current: ClientCertificate, request: CertificationRequest, asked: names.Names, *, strict: bool
+) -> None:
+    """A renewal keeps its names, which a strict one must repeat (RFC 7030 §4.2.2), and its key as the label says."""
+    if strict and not names.same(asked, current.names):
         raise Forbidden(
             Reason.NAME_REFUSED,
             "A re-enrolment keeps its names: the request's subject and subjectAltName must equal the certificate's, "
-            f"whose subject is {certificate.shown[:200]!r}.",
+            f"whose subject is {current.shown[:200]!r}.",
         )
-    return certificate.names
-
-
-def _check_rekey(label: Label, certificate: ClientCertificate, request: CertificationRequest) -> None:
-    same = certificate.spki_der == request.spki_der
-    if label.renew == "same-key" and not same:
+    same_key = current.spki_der == request.spki_der
+    if label.renew == "same-key" and not same_key:
         raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with the key that they have.")
-    if label.renew == "new-key" and same:
+    if label.renew == "new-key" and same_key:
         raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with a new key only.")
 
 

@@ -17,7 +17,7 @@ import socket
 import stat
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from estd import metrics
@@ -46,7 +46,6 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
     refused: bool = False
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def name(self) -> str:
@@ -117,7 +116,12 @@ class Supervisor:
             if self._draining:
                 break
             began = time.monotonic()
-            await self._start(child)
+            try:
+                await self._start(child)
+            except OSError as error:  # no memory or no process left: worth trying again, never worth ending for
+                self._log("child_not_started", child=child.name, why=str(error))
+                quick += 1
+                continue
             assert child.process is not None
             status = await child.process.wait()
             if self._draining:
@@ -126,7 +130,6 @@ class Supervisor:
             child.restarts += 1
             child.refused = status == EXIT_REFUSED
             self._log("child_died", child=child.name, pid=child.process.pid, status=status, refused=child.refused)
-        child.gone.set()
 
     async def _start(self, child: Child) -> None:
         child.slot.set(metrics.BUSY_SINCE.at, 0.0)

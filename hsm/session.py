@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ class _Ready(NamedTuple):
     private: Any
     public: PublicKey
     digest: Any
-    algorithm: hashes.HashAlgorithm
+    prehashed: utils.Prehashed
+    ecdsa: ec.ECDSA
     digest_bytes: int
     half_bytes: int
     """Length of r and of s; 0 for RSA."""
@@ -80,7 +82,8 @@ class Session:
             private=private_key_of(self._session, key.key_id),
             public=key.public_key,
             digest=getattr(hashlib, key.hash_name),
-            algorithm=algorithm,
+            prehashed=utils.Prehashed(algorithm),
+            ecdsa=ec.ECDSA(utils.Prehashed(algorithm)),
             digest_bytes=algorithm.digest_size,
             half_bytes=key.public_key.key_size // 8 if elliptic else 0,
         )
@@ -95,6 +98,8 @@ class Session:
                 if attempt == _TRIES - 1:
                     raise
                 time.sleep(_PAUSE_SECONDS * 4**attempt)
+                with suppress(Exception):
+                    self._session.close()
                 self._open()
         raise AssertionError
 
@@ -112,10 +117,10 @@ class Session:
         try:
             if key.half_bytes:
                 signature = ecdsa_der(raw, key.half_bytes)
-                key.public.verify(signature, digest, ec.ECDSA(utils.Prehashed(key.algorithm)))  # type: ignore[arg-type,call-arg]
+                key.public.verify(signature, digest, key.ecdsa)  # type: ignore[arg-type,call-arg]
             else:
                 signature = raw
-                key.public.verify(signature, digest, padding.PKCS1v15(), utils.Prehashed(key.algorithm))  # type: ignore[arg-type,call-arg]
+                key.public.verify(signature, digest, padding.PKCS1v15(), key.prehashed)  # type: ignore[arg-type,call-arg]
         except (InvalidSignature, ValueError):
             raise TokenFatal("bad_signature", "the token gave a signature that does not verify") from None
         return signature

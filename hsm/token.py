@@ -113,10 +113,9 @@ class Token:
     """A token with one login. The process that opens it must not fork afterwards: a child must not sign on a session
     that its parent opened, and `Token` refuses to."""
 
-    def __init__(self, token: Any, login: Any, pin: str) -> None:
+    def __init__(self, token: Any, login: Any) -> None:
         self._token = token
         self._login = login
-        self._pin = pin
         self._pid = os.getpid()
 
     @classmethod
@@ -140,7 +139,7 @@ class Token:
                 login = token.open(rw=rw)
             except Exception as error:
                 raise classify(error, "logging in") from error
-        return cls(token, login, pin)
+        return cls(token, login)
 
     @classmethod
     def initialise(cls, *, module: Path, label: str, pin: str, so_pin: str) -> None:
