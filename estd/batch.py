@@ -253,7 +253,7 @@ class BatchLine:
         return ""
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _client_chain(chain: bytes) -> tuple[ClientCertificate, tuple[x509.Certificate, ...]]:
     """The client's certificate and its intermediates, out of DER after DER; kept, as devices keep connections."""
     ends = [0]

@@ -15,7 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
-from estd import edge, issuer, ledger_process, metrics
+from estd import metrics
 from estd.config import parse
 from estd.logs import Log
 
@@ -31,13 +31,20 @@ def main(role: str, index: int) -> int:
     slot = metrics.Block(told["metrics"], told["slots"]).slot(told["slot"])
     listeners = {door: socket.socket(fileno=descriptor) for door, descriptor in told["listeners"].items()}
     log = Log(f"{role}-{index}", slot)
+    # Each role loads what is its own: an edge never has the PKCS#11 binding in its memory, an issuer no HTTP.
     try:
         match role:
             case "edge":
+                from estd import edge
+
                 return edge.main(config, index, listeners["est"], slot, log)
             case "issuer":
+                from estd import issuer
+
                 return issuer.main(config, index, listeners, slot, log)
             case _:
+                from estd import ledger_process
+
                 return ledger_process.main(config, listeners["ledger"], log)
     finally:
         log.close()

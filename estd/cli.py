@@ -16,10 +16,9 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, checks, credentials, enrolling, instance, serve
-from estd.client import ClientError
-from estd.config import Config, load
-from estd.errors import ConfigError
+from estd import __version__, credentials
+from estd.config import KEY_KINDS, Config, load
+from estd.errors import ClientError, ConfigError
 from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row, Writer
 from estd.ledger_link import RemoteWriter
 from hsm.errors import TokenError
@@ -79,6 +78,8 @@ def init_command(
     An existing instance is never overwritten. With --module, --token-label, --pin-file, --key-id and --ca-cert a key
     that is already in a token is used instead of a new one.
     """
+    from estd import instance
+
     existing = None
     if module or token_label or pin_file or key_id or ca_cert or ca_chain:
         if not (module and token_label and pin_file and key_id and ca_cert):
@@ -102,6 +103,8 @@ def init_command(
 @_plainly
 def check_command(file: Path, as_json: bool) -> None:
     """Say everything that is wrong with the configuration FILE, the files it names and its token."""
+    from estd import checks
+
     problems = checks.check(file)
     if as_json:
         click.echo(json.dumps({"ok": not problems, "problems": problems}))
@@ -118,6 +121,8 @@ def check_command(file: Path, as_json: bool) -> None:
 @_plainly
 def serve_command(file: Path) -> None:
     """Serve the instance of the configuration FILE until SIGTERM or Ctrl-C."""
+    from estd import serve
+
     serve.serve(file)
 
 
@@ -132,7 +137,7 @@ def serve_command(file: Path) -> None:
 @click.option("--dns", multiple=True, help="A dNSName to ask for; may be repeated.")
 @click.option("--ip", multiple=True, help="An iPAddress to ask for.")
 @click.option("--uri", multiple=True, help="A URI to ask for.")
-@click.option("--key-type", type=click.Choice(enrolling.KEY_TYPES), default="ec-p256", show_default=True)
+@click.option("--key-type", type=click.Choice(KEY_KINDS), default="ec-p256", show_default=True)
 @click.option("--renew", is_flag=True, help="simplereenroll: renew --cert, whose names are asked for again.")
 @click.option("--same-key", is_flag=True, help="With --renew: keep the key.")
 @click.option("--link", is_flag=True, help="Link proof of possession to the TLS connection (RFC 7030 §3.5).")
@@ -143,6 +148,8 @@ def serve_command(file: Path) -> None:
 @_plainly
 def enroll_command(as_json: bool, **options: Any) -> None:
     """Ask the EST server at URL for a certificate."""
+    from estd import enrolling
+
     done = enrolling.enroll(enrolling.Options(**options))
     if as_json:
         click.echo(json.dumps(done))

@@ -22,21 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509 import verification
 from OpenSSL import SSL
 
+from estd.errors import ClientError, Refused
+
 _TIMEOUT_SECONDS = 30.0
-
-
-class ClientError(Exception):
-    """The server cannot be reached or believed, or its answer is not EST's."""
-
-
-class Refused(ClientError):
-    """The server answered with another status than 200."""
-
-    def __init__(self, status: int, sentence: str, retry_after: str | None) -> None:
-        super().__init__(f"the server answered {status}: {sentence}")
-        self.status = status
-        self.sentence = sentence
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

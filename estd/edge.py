@@ -21,6 +21,7 @@ from estd.config import OPERATIONS, Config, Label
 from estd.credentials import Credentials, read_header
 from estd.errors import (
     BY_STATUS,
+    EXIT_FATAL,
     REASONS,
     BadRequest,
     EstError,
@@ -311,5 +312,5 @@ def main(config: Config, index: int, listener: socket.socket, slot: metrics.Slot
         uvloop.run(serve(config, index, listener, slot, log))
     except (SSL.Error, OSError) as error:
         log("edge_failed", why=repr(error))
-        return 3
+        return EXIT_FATAL
     return 0

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
-from estd.client import Access, ClientError, EstClient, pem_of
+from estd.client import Access, EstClient, pem_of
+from estd.errors import ClientError
 
-KEY_TYPES = ("ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096")
 _TLS = {None: None, "1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
 Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
@@ -51,7 +51,7 @@ class Options:
 
 
 def generate_key(kind: str) -> Key:
-    """A new key of one of KEY_TYPES."""
+    """A new key of one of config.KEY_KINDS."""
     if kind == "ed25519":
         return ed25519.Ed25519PrivateKey.generate()
     if kind.startswith("rsa-"):

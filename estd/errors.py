@@ -139,9 +139,29 @@ BY_STATUS: dict[int, type[EstError]] = {
 """The class for each status that an issuer's answer may carry (see frames)."""
 
 
+EXIT_FATAL = 3
+"""A child's exit status: its token or its ledger failed, and making the process anew may mend it."""
+EXIT_REFUSED = 4
+"""The token refused the PIN: making the process anew could lock the token."""
+
+
 class ConfigError(Exception):
     """Everything that is wrong with a configuration, one sentence each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class ClientError(Exception):
+    """The server cannot be reached or believed, or its answer is not EST's."""
+
+
+class Refused(ClientError):
+    """The server answered with another status than 200."""
+
+    def __init__(self, status: int, sentence: str, retry_after: str | None) -> None:
+        super().__init__(f"the server answered {status}: {sentence}")
+        self.status = status
+        self.sentence = sentence
+        self.retry_after = retry_after

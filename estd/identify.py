@@ -23,7 +23,7 @@ from estd import names
 from estd.errors import EstError, Reason, Unauthenticated
 
 _SHA256 = hashes.SHA256()
-_KNOWN_MAX = 4096
+_KNOWN_MAX = 1024
 _ANY_USE = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from estd import frames, metrics
 from estd.batch import BATCH_MAX, BatchLine, Fatal, Ledger
 from estd.config import Config
+from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
 from estd.ledger import Writer
 from estd.ledger_link import LEDGER_DOOR, RemoteWriter, WriterService, frame
@@ -34,11 +35,6 @@ from hsm.token import Token
 _HEALTH_SECONDS = 2.0
 _PROBE = b"estd health probe: not a certificate, a CRL or anything else\0"
 """No DER begins so: what is signed here is of use to nobody."""
-
-EXIT_FATAL = 3
-"""The token or the ledger failed: worth making the process anew."""
-EXIT_REFUSED = 4
-"""The token refused in a way that no retry mends (PIN, key): making the process anew could lock the token."""
 
 
 def open_signer(config: Config, material: Material) -> SessionPool:

@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from estd.config import Config
+from estd.errors import EXIT_FATAL
 from estd.ledger import LedgerError, Writer
 from estd.ledger_link import LEDGER_DOOR, WriterService, frame
 from estd.logs import Log
 from estd.sockets import Frame, FrameServer, Peer
-
-EXIT_FATAL = 3
 
 
 class LedgerProcess:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from estd.errors import REASONS
 
@@ -127,37 +124,3 @@ class Block:
 
     def slot(self, index: int) -> Slot:
         return Slot(self._view[index * SLOT_DOUBLES : (index + 1) * SLOT_DOUBLES])
-
-
-class SlotsCollector(Collector):
-    """All slots as Prometheus families, each series with the process that it belongs to."""
-
-    def __init__(self, slots: dict[str, Slot]) -> None:
-        self._slots = slots
-
-    def collect(self) -> Iterator[Metric]:
-        for family in FAMILIES:
-            labels = ["process", *family.labels]
-            if family.kind == "histogram":
-                yield self._histogram(family, labels)
-                continue
-            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-            metric = kind(family.name, family.help, labels=labels)
-            for process, slot in self._slots.items():
-                for values in family.values:
-                    metric.add_metric([process, *values], slot.get(family.series(*values)))
-            yield metric
-
-    def _histogram(self, family: Family, labels: list[str]) -> Metric:
-        metric = HistogramMetricFamily(family.name, family.help, labels=labels)
-        bounds = [*(str(bound) for bound in family.bounds), "+Inf"]
-        for process, slot in self._slots.items():
-            for values in family.values:
-                at = family.series(*values)
-                total = 0.0
-                buckets: list[tuple[str, float]] = []
-                for index, bound in enumerate(bounds):
-                    total += slot.get(at + index)
-                    buckets.append((bound, total))
-                metric.add_metric([process, *values], buckets, slot.get(at + len(bounds)))
-        return metric

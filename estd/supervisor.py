@@ -22,8 +22,7 @@ from pathlib import Path
 
 from estd import metrics
 from estd.config import Config
-from estd.errors import ConfigError
-from estd.issuer import EXIT_REFUSED
+from estd.errors import EXIT_REFUSED, ConfigError
 from estd.logs import Log
 
 _PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)

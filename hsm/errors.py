@@ -8,8 +8,6 @@ TokenError
 
 from __future__ import annotations
 
-from pkcs11 import exceptions as ckr
-
 
 class TokenError(Exception):
     """`code` is the CKR name, or a word of ours where no call failed."""
@@ -31,10 +29,11 @@ class TokenRefused(TokenError):
     pass
 
 
-_TRANSIENT = (ckr.FunctionFailed, ckr.DeviceMemory, ckr.HostMemory)
-_REFUSED = (
-    ckr.PinIncorrect, ckr.PinInvalid, ckr.PinLenRange, ckr.PinExpired, ckr.PinLocked, ckr.UserPinNotInitialized,
-    ckr.NoSuchKey, ckr.NoSuchToken, ckr.MultipleTokensReturned, ckr.MultipleObjectsReturned,
+# By python-pkcs11's names of the CKR codes, so that telling errors apart does not load the binding.
+_TRANSIENT = frozenset({"FunctionFailed", "DeviceMemory", "HostMemory"})
+_REFUSED = frozenset(
+    {"PinIncorrect", "PinInvalid", "PinLenRange", "PinExpired", "PinLocked", "UserPinNotInitialized", "NoSuchKey",
+     "NoSuchToken", "MultipleTokensReturned", "MultipleObjectsReturned"}
 )  # fmt: skip
 
 
@@ -42,8 +41,8 @@ def classify(error: Exception, doing: str) -> TokenError:
     """The TokenError for what python-pkcs11 raised. What is not known to be harmless is fatal."""
     code = type(error).__name__
     sentence = f"{doing}: the token answered {code}" + (f" ({error})" if str(error) else "")
-    if isinstance(error, _TRANSIENT):
+    if code in _TRANSIENT:
         return TokenTransient(code, sentence)
-    if isinstance(error, _REFUSED):
+    if code in _REFUSED:
         return TokenRefused(code, sentence)
     return TokenFatal(code, sentence)
