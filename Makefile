@@ -10,7 +10,8 @@ DEMO   ?= demo
 
 RUN_PACKAGES  := softhsm2 openssl curl python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins \
-                 default-jdk-headless libbcprov-java libbcpkix-java libbcutil-java prometheus strace
+                 default-jdk-headless libbcprov-java libbcpkix-java libbcutil-java libbctls-java \
+                 prometheus strace
 
 .PHONY: run test lint types lock clean system-run system-test bench
 

@@ -145,6 +145,11 @@ class Edge:
         label, _, operation = path.removeprefix(_ROOT).rpartition("/")
         if not path.startswith(_ROOT):
             return NotFound(Reason.UNKNOWN_OPERATION, f"EST's operations are under {_ROOT}.")
+        if path.endswith("/") or label.startswith("/") or "//" in path:
+            return NotFound(
+                Reason.UNKNOWN_OPERATION,
+                f"The path has a slash too many; it is {_ROOT}OPERATION or {_ROOT}LABEL/OPERATION.",
+            )
         if label and label not in self._known_labels:
             return NotFound(Reason.UNKNOWN_LABEL, f"There is no label {label[:64]!r} here.")
         if operation in OPERATIONS:

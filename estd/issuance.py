@@ -83,7 +83,7 @@ class CaCertificate:
 
     certificate: x509.Certificate
     chain: tuple[x509.Certificate, ...]
-    """What cacerts answers: the issuing CA first, then up to the root (R18)."""
+    """The issuing CA first, then up to the root: what cacerts answers (R18)."""
     public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
     @classmethod

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -37,8 +36,16 @@ _BY_OID = {oid: (word, bound) for word, (oid, bound) in SUBJECT_TYPES.items()}
 _REPEATABLE = frozenset({NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.DOMAIN_COMPONENT})
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,./:=?-]+")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_DNS = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
+_DNS = re.compile(rf"(?=.{{1,253}}$)(?!(?:.*\.)?[0-9]+$){_LABEL}(?:\.{_LABEL})*")
+"""The preferred name syntax (RFC 1034 §3.5), whose last label is not a number (RFC 1123 §2.1): an address is none."""
+_CHAR = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+_URI = re.compile(
+    rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):"
+    rf"(?://(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{{2}})*@)?"
+    rf"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{{0,5}})?(?P<path>/(?:{_CHAR}|/)*)?|(?!//)(?:{_CHAR}|/)+)"
+    rf"(?:\?(?:{_CHAR}|[/?])*)?(?:#(?:{_CHAR}|[/?])*)?"
+)
+"""An absolute URI (RFC 3986 appendix A) with a host, where it has an authority at all."""
 
 San = x509.DNSName | x509.IPAddress | x509.UniformResourceIdentifier
 
@@ -211,16 +218,13 @@ def _ip_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
 
 
 def _uri_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
-    """An absolute URI whose host, if it has one, is a domain name or an address (RFC 5280 §4.2.1.6)."""
+    """An absolute URI whose host, if it has one, is a full domain name or an address (RFC 5280 §4.2.1.6)."""
     value = str(name.value)
-    if len(value) > 2048 or not _URI.fullmatch(value):
+    found = _URI.fullmatch(value) if len(value) <= 2048 else None
+    if found is None:
         return False
-    try:
-        parts = urlsplit(value)
-        host = parts.hostname
-    except ValueError:
-        return False
-    if value[len(parts.scheme) + 1 :].startswith("//") and not (host and (_DNS.fullmatch(host) or _is_ip(host))):
+    host = found["host"]
+    if host is not None and not (_is_ip(host.strip("[]")) or ("." in host and _DNS.fullmatch(host))):
         return False
     return not rule.patterns or any(fnmatchcase(value, one) for one in rule.patterns)
 

@@ -75,8 +75,8 @@ def read_pkcs10(body: bytes, *, pem: bool) -> Pkcs10:
 
 
 def certs_only(certificates: Iterable[bytes]) -> bytes:
-    """A certs-only CMS SignedData (RFC 5272 §4.1) around the certificates, each DER, in the order given."""
-    signed = _BEFORE_CERTIFICATES + der.tlv(der.EXPLICIT_0, b"".join(certificates)) + _AFTER_CERTIFICATES
+    """A certs-only CMS SignedData (RFC 5272 §4.1) around the certificates, each DER: a set, which DER sorts."""
+    signed = _BEFORE_CERTIFICATES + der.tlv(der.EXPLICIT_0, b"".join(sorted(certificates))) + _AFTER_CERTIFICATES
     return der.tlv(der.SEQUENCE, _SIGNED_DATA + der.tlv(der.EXPLICIT_0, der.tlv(der.SEQUENCE, signed)))
 
 
