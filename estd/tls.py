@@ -217,6 +217,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "tls":
             return self
+        if name == "socket":
+            return default  # aiohttp would set TCP_NODELAY on it, which uvloop has done: two system calls
         return default if self._raw is None else self._raw.get_extra_info(name, default)
 
     # What EST asks.
