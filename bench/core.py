@@ -171,6 +171,30 @@ def cost_us(step: Step, loops: int) -> float:
 def opcodes(step: Step) -> int:
     """How many bytecode instructions of Python a step executes, calls included; C code counts as its call."""
     step()
+    return _monitored(step) if sys.version_info >= (3, 12) else _traced(step)
+
+
+def _monitored(step: Step) -> int:
+    count = 0
+
+    def on_instruction(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    monitoring: Any = getattr(sys, "monitoring")  # noqa: B009  (absent before Python 3.12)
+    tool = monitoring.PROFILER_ID
+    monitoring.use_tool_id(tool, "bench.core")
+    monitoring.register_callback(tool, monitoring.events.INSTRUCTION, on_instruction)
+    monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+    try:
+        step()
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
+    return count
+
+
+def _traced(step: Step) -> int:
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
