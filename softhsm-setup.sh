@@ -86,5 +86,7 @@ PY
     say "token $label in $folder: made"
 fi
 
-printf 'export SOFTHSM2_CONF=%s\n' "$SOFTHSM2_CONF"
-printf 'export PKCS11_MODULE=%s\n' "$module"
+# In single quotes, for folders with spaces.
+quoted() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; }
+printf 'export SOFTHSM2_CONF=%s\n' "$(quoted "$SOFTHSM2_CONF")"
+printf 'export PKCS11_MODULE=%s\n' "$(quoted "$module")"

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from estd import __version__
-from estd.config import Address
 from estd.exposition import ProcessesCollector, SlotsCollector
 from estd.supervisor import Supervisor
+from estd.toml_table import Address
 
 
 async def start(address: Address, supervisor: Supervisor) -> web.AppRunner:

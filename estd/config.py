@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 from estd.errors import ConfigError
+from estd.toml_table import Address, Table, address, string
 
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs", "crls")
 """Names that no label may have (RFC 7030 §3.2.2), whether or not the operation is served."""
@@ -33,18 +33,7 @@ EXTENDED_KEY_USAGES = {
 }
 SUBJECT_ATTRIBUTES = ("CN", "serialNumber", "C", "ST", "L", "O", "OU", "UID", "DC")
 
-T = TypeVar("T")
-S = TypeVar("S", bound=str)
 Source = Literal["none", "identity", "csr"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,139 +146,6 @@ class Config:
         return self.folder / "run"
 
 
-class _Table:
-    """Reads one TOML table and collects what is wrong; each read takes its key, so what is left over is unknown."""
-
-    def __init__(self, data: object, path: str, problems: list[str], folder: Path) -> None:
-        if not isinstance(data, dict):
-            problems.append(f"{path}: must be a table")
-            data = {}
-        self.left: dict[str, Any] = dict(data)
-        self.path = path
-        self.problems = problems
-        self.folder = folder
-
-    def where(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
-
-    def wrong(self, key: str, what: str) -> None:
-        self.problems.append(f"{self.where(key)}: {what}")
-
-    def take(self, key: str, kind: Callable[[Any], T], default: T | None, needs: str) -> T:
-        """The key's value through `kind`; `default` None means that the key is required."""
-        if key not in self.left:
-            if default is None:
-                self.wrong(key, f"is missing (needs {needs})")
-                return cast(T, None)
-            return default
-        value = self.left.pop(key)
-        try:
-            return kind(value)
-        except (ValueError, TypeError) as error:
-            self.wrong(key, f"{value!r} is not {needs}" + (f": {error}" if str(error) else ""))
-            return cast(T, default)
-
-    def string(self, key: str, default: str | None = None) -> str:
-        return self.take(key, _string, default, "a string")
-
-    def flag(self, key: str, default: bool) -> bool:
-        return self.take(key, _flag, default, "true or false")
-
-    def whole(self, key: str, default: int, low: int, high: int) -> int:
-        def kind(value: Any) -> int:
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError
-            return value
-
-        return self.take(key, kind, default, f"a whole number from {low} to {high}")
-
-    def seconds(self, key: str, default: str) -> int:
-        return self.take(key, duration, duration(default), 'a duration such as "90d", "10m", "30s"')
-
-    def size(self, key: str, default: str, most: str) -> int:
-        def kind(value: Any) -> int:
-            if size(value) > size(most):
-                raise ValueError(f"at most {most}")
-            return size(value)
-
-        return self.take(key, kind, size(default), 'a size such as "64KiB"')
-
-    def file(self, key: str, default: str | None = None) -> Path:
-        fallback = None if default is None else self.folder / default
-        return self.take(key, lambda v: self.folder / _string(v), fallback, "a path")
-
-    def optional_file(self, key: str) -> Path | None:
-        return self.file(key) if key in self.left else None
-
-    def choice(self, key: str, default: str, options: tuple[S, ...]) -> S:
-        def kind(value: Any) -> S:
-            if value not in options:
-                raise ValueError
-            return cast(S, value)
-
-        return self.take(key, kind, cast(S, default), "one of " + ", ".join(options))
-
-    def strings(self, key: str, default: tuple[str, ...], options: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        def kind(value: Any) -> tuple[str, ...]:
-            if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-                raise ValueError
-            if options is not None and (odd := [one for one in value if one not in options]):
-                raise ValueError(f"does not know {', '.join(odd)}")
-            return tuple(value)
-
-        needs = "a list of strings" if options is None else "a list of " + ", ".join(options)
-        return self.take(key, kind, default, needs)
-
-    def tables(self, key: str) -> dict[str, _Table]:
-        return {
-            name: _Table(value, f"{self.where(key)}.{name}", self.problems, self.folder)
-            for name, value in self.table(key).left.items()
-        }
-
-    def table(self, key: str) -> _Table:
-        return _Table(self.left.pop(key, {}), self.where(key), self.problems, self.folder)
-
-    def done(self) -> None:
-        for key in self.left:
-            self.wrong(key, "is not a key that estd knows")
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def duration(text: Any) -> int:
-    """Seconds of "30s", "10m", "12h", "90d", "2y" (a year has 365 days)."""
-    found = re.fullmatch(r"(\d{1,9})([smhdy])", text) if isinstance(text, str) else None
-    if not found:
-        raise ValueError
-    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}[found[2]]
-
-
-def size(text: Any) -> int:
-    """Bytes of "512B", "64KiB", "1MiB"."""
-    found = re.fullmatch(r"(\d{1,9})(B|KiB|MiB)", text) if isinstance(text, str) else None
-    if not found:
-        raise ValueError
-    return int(found[1]) * {"B": 1, "KiB": 1024, "MiB": 1024 * 1024}[found[2]]
-
-
-def address(text: Any) -> Address:
-    """Host and port of "127.0.0.1:8443" or "[::1]:8443"."""
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):(\d{1,5})", text) if isinstance(text, str) else None
-    if not found or int(found[3]) > 65535:
-        raise ValueError
-    return Address(host=found[1] or found[2], port=int(found[3]))
-
-
 def _oid(text: str) -> str:
     if text in EXTENDED_KEY_USAGES:
         return EXTENDED_KEY_USAGES[text]
@@ -298,7 +154,7 @@ def _oid(text: str) -> str:
     return text
 
 
-def _server(table: _Table) -> Server:
+def _server(table: Table) -> Server:
     needs = 'an address such as "127.0.0.1:8443"'
     server = Server(
         listen=table.take("listen", address, Address(host="127.0.0.1", port=8443), needs),
@@ -320,7 +176,7 @@ def _server(table: _Table) -> Server:
     return server
 
 
-def _token(table: _Table) -> Token:
+def _token(table: Table) -> Token:
     environment = table.table("environment")
     token = Token(
         module=table.file("module"),
@@ -334,7 +190,7 @@ def _token(table: _Table) -> Token:
     return token
 
 
-def _ca(name: str, table: _Table) -> Ca:
+def _ca(name: str, table: Table) -> Ca:
     ca = Ca(
         name=name,
         certificate=table.file("certificate"),
@@ -345,7 +201,7 @@ def _ca(name: str, table: _Table) -> Ca:
     return ca
 
 
-def _names(table: _Table, key: str) -> NameRule:
+def _names(table: Table, key: str) -> NameRule:
     def kind(value: Any) -> NameRule:
         if isinstance(value, list) and all(isinstance(one, str) and one for one in value):
             return NameRule(source="csr", patterns=tuple(value))
@@ -358,11 +214,11 @@ def _names(table: _Table, key: str) -> NameRule:
     )
 
 
-def _profile(name: str, table: _Table) -> Profile:
+def _profile(name: str, table: Table) -> Profile:
     def oids(value: Any) -> tuple[str, ...]:
         if not isinstance(value, list):
             raise ValueError
-        return tuple(_oid(_string(one)) for one in value)
+        return tuple(_oid(string(one)) for one in value)
 
     profile = Profile(
         name=name,
@@ -389,7 +245,7 @@ def _profile(name: str, table: _Table) -> Profile:
     return profile
 
 
-def _allow(table: _Table) -> Allow:
+def _allow(table: Table) -> Allow:
     ways: tuple[Literal["basic", "certificate", "issued"], ...] = ("basic", "certificate", "issued")
     if "who" not in table.left:
         table.wrong("who", "is missing (needs one of " + ", ".join(ways) + ")")
@@ -406,7 +262,7 @@ def _allow(table: _Table) -> Allow:
     return allow
 
 
-def _label(name: str, table: _Table) -> Label:
+def _label(name: str, table: Table) -> Label:
     rules = table.left.pop("allow", [])
     if not isinstance(rules, list):
         table.wrong("allow", "must be an array of tables")
@@ -415,7 +271,7 @@ def _label(name: str, table: _Table) -> Label:
         name=name,
         ca=table.string("ca"),
         allow=tuple(
-            _allow(_Table(rule, table.where(f"allow[{index}]"), table.problems, table.folder))
+            _allow(Table(rule, table.where(f"allow[{index}]"), table.problems, table.folder))
             for index, rule in enumerate(rules)
         ),
         linking=table.choice("linking", "accepted", ("off", "accepted", "demanded")),
@@ -423,7 +279,7 @@ def _label(name: str, table: _Table) -> Label:
         pem=table.flag("pem", False),
         cacerts_one_line=table.flag("cacerts_one_line", False),
         body_bytes=table.size("body_limit", "64KiB", "1MiB"),
-        repeat_seconds=table.seconds("repeat_window", "10m"),
+        repeat_seconds=table.seconds("repeat_window", "10m", "3h"),
     )
     table.done()
     if name in OPERATIONS:
@@ -460,7 +316,7 @@ def parse(text: str, folder: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"not TOML: {error}"]) from error
     problems: list[str] = []
-    root = _Table(data, "", problems, folder)
+    root = Table(data, "", problems, folder)
     ledger = root.table("ledger")
     config = Config(
         folder=folder,

@@ -21,6 +21,8 @@ from estd import der
 from estd.errors import BadRequest, Reason
 
 _CHALLENGE_PASSWORD_DER = der.oid("1.2.840.113549.1.9.7")
+_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
+_EXTENSION_REQUEST_DER = der.oid("1.2.840.113549.1.9.14")
 _CURVES = {"secp256r1": "ec-p256", "secp384r1": "ec-p384", "secp521r1": "ec-p521"}
 _RSA_SIZES = (2048, 3072, 4096)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -28,8 +30,23 @@ _ECDSA = frozenset(
     {SignatureAlgorithmOID.ECDSA_WITH_SHA256, SignatureAlgorithmOID.ECDSA_WITH_SHA384,
      SignatureAlgorithmOID.ECDSA_WITH_SHA512}
 )  # fmt: skip
-_SPKI_BYTES = {"ec-p256": 91, "ec-p384": 120, "ec-p521": 158}
-"""SubjectPublicKeyInfo with a named curve and an uncompressed point; any other length is some other encoding."""
+_ALGORITHMS = {
+    "ec-p256": der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.2.1") + der.oid("1.2.840.10045.3.1.7")),
+    "ec-p384": der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.2.1") + der.oid("1.3.132.0.34")),
+    "ec-p521": der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.2.1") + der.oid("1.3.132.0.35")),
+    "ed25519": der.tlv(der.SEQUENCE, der.oid("1.3.101.112")),
+    "rsa": der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.1.1") + der.NULL),
+}
+"""The AlgorithmIdentifier that a key of each kind must have, for the certificate repeats it: named curves alone (RFC
+5480), RSA with its NULL (RFC 3279)."""
+_UNCOMPRESSED = 0x04
+_POINT_BYTES = {"ec-p256": 65, "ec-p384": 97, "ec-p521": 133}
+
+UNREADABLE = (
+    ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What cryptography raises for DER that it does not take, at loading or when a part is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +81,16 @@ def _subject_public_key_info(tbs: bytes) -> bytes:
     return tbs[spki : der.element_end(tbs, spki)]
 
 
-def _key_bits(spki_der: bytes) -> bytes:
+def _checked_key_bits(spki_der: bytes, kind: str) -> bytes:
+    """The content of subjectPublicKey. A 400 where the key is encoded otherwise than its certificate may say it."""
     algorithm = der.content_start(spki_der, 0)
     bits = der.element_end(spki_der, algorithm)
-    return spki_der[der.content_start(spki_der, bits) + 1 :]
+    key_bits = spki_der[der.content_start(spki_der, bits) + 1 :]
+    if spki_der[algorithm:bits] != _ALGORITHMS["rsa" if kind.startswith("rsa") else kind]:
+        raise BadRequest(Reason.BAD_KEY, "The key's algorithm must name its curve, or be rsaEncryption with NULL.")
+    if kind in _POINT_BYTES and (len(key_bits) != _POINT_BYTES[kind] or key_bits[0] != _UNCOMPRESSED):
+        raise BadRequest(Reason.BAD_KEY, "An EC key must give its point uncompressed.")
+    return key_bits
 
 
 def key_kind(public_key: object) -> str:
@@ -95,7 +118,7 @@ def parse(csr_der: bytes) -> CertificationRequest:
     """The request in `csr_der`. A 400 where it is not DER, its key is weak or unknown, or its signature is bad."""
     try:
         request = x509.load_der_x509_csr(csr_der)
-    except ValueError:
+    except UNREADABLE:
         raise BadRequest(Reason.NOT_DER, "The body's base64 is not the DER of one PKCS#10 request.") from None
     spki_der = _subject_public_key_info(request.tbs_certrequest_bytes)
     try:
@@ -105,19 +128,20 @@ def parse(csr_der: bytes) -> CertificationRequest:
     except ValueError:
         raise BadRequest(Reason.BAD_KEY, "The request's public key is malformed.") from None
     kind = key_kind(public_key)
-    if _SPKI_BYTES.get(kind, len(spki_der)) != len(spki_der):
-        raise BadRequest(Reason.BAD_KEY, "An EC key must name its curve and give its point uncompressed.")
+    key_bits = _checked_key_bits(spki_der, kind)
     _prove_possession(request, public_key)
     try:
         subject = request.subject
         extensions = request.extensions
-    except ValueError as error:
+        if csr_der.count(_EXTENSION_REQUEST_DER) > 1 and _count(request, _EXTENSION_REQUEST) > 1:
+            raise BadRequest(Reason.BAD_CSR, "The request has more than one extensionRequest.")
+    except UNREADABLE as error:
         raise BadRequest(Reason.BAD_CSR, f"The request's subject or extensions cannot be read: {error}.") from None
     return CertificationRequest(
         csr_der=csr_der,
         spki_der=spki_der,
         key_kind=kind,
-        key_bits=_key_bits(spki_der),
+        key_bits=key_bits,
         subject=subject,
         extensions=extensions,
         challenge_password=_challenge_password(request) if has_challenge_password(csr_der) else None,
@@ -145,11 +169,15 @@ def _prove_possession(request: x509.CertificateSigningRequest, public_key: objec
         )
 
 
+def _count(request: x509.CertificateSigningRequest, oid: x509.ObjectIdentifier) -> int:
+    return sum(one.oid == oid for one in request.attributes)
+
+
 def _challenge_password(request: x509.CertificateSigningRequest) -> bytes | None:
     """The challengePassword (RFC 2985 §5.4.1, a DirectoryString). A 400 where there are several or it is no string."""
     try:
         found = [one for one in request.attributes if one.oid == x509.oid.AttributeOID.CHALLENGE_PASSWORD]
-    except ValueError:
+    except UNREADABLE:
         raise BadRequest(Reason.BAD_CSR, "The request's attributes cannot be read.") from None
     if not found:
         return None

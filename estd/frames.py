@@ -56,22 +56,28 @@ def pack_request(request: Request) -> bytes:
     user = b"" if request.user is None else request.user.encode()
     tail = b"".join((user, request.binding, request.chain, request.csr_der))
     head = _REQUEST.pack(
-        _REQUEST.size - 4 + len(tail), request.id, request.kind, request.label, 0 if request.user is None else 1,
+        _REQUEST.size - 4 + len(tail), request.id, request.kind, 0 if request.user is None else 1, request.label,
         request.rule, request.deadline, len(user), len(request.binding), len(request.chain),
     )  # fmt: skip
     return head + tail
 
 
 def unpack_request(data: bytes, at: int, end: int) -> Request:
-    _, number, kind, label, has_user, rule, deadline, user_len, binding_len, chain_len = _REQUEST.unpack_from(data, at)
+    if end - at < _REQUEST.size:
+        raise FrameError("a request shorter than its head")
+    _, number, kind, has_user, label, rule, deadline, user_len, binding_len, chain_len = _REQUEST.unpack_from(data, at)
     at += _REQUEST.size
     user_end = at + user_len
     binding_end = user_end + binding_len
     chain_end = binding_end + chain_len
     if chain_end > end:
         raise FrameError("lengths inside a request exceed it")
+    try:
+        user = data[at:user_end].decode() if has_user else None
+    except UnicodeDecodeError:
+        raise FrameError("a user name that is not UTF-8") from None
     return Request(
-        number, kind, label, deadline, data[at:user_end].decode() if has_user else None, rule,
+        number, kind, label, deadline, user, rule,
         data[user_end:binding_end], data[binding_end:chain_end], data[chain_end:end],
     )  # fmt: skip
 
@@ -91,10 +97,14 @@ def pack_answer(answer: Answer) -> bytes:
 
 
 def unpack_answer(data: bytes, at: int, end: int) -> Answer:
+    if end - at < _ANSWER.size:
+        raise FrameError("an answer shorter than its head")
     _, number, status, reason, retry_after, identity_len, serial_len = _ANSWER.unpack_from(data, at)
     at += _ANSWER.size
     identity_end = at + identity_len
     serial_end = identity_end + serial_len
+    if serial_end > end:
+        raise FrameError("lengths inside an answer exceed it")
     return Answer(
         number, status, reason, retry_after, data[at:identity_end].decode(errors="replace"),
         data[identity_end:serial_end], data[serial_end:end],

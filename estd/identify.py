@@ -20,6 +20,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from estd import names
+from estd.csr import UNREADABLE
 from estd.errors import EstError, Reason, Unauthenticated
 
 _SHA256 = hashes.SHA256()
@@ -51,7 +52,7 @@ class ClientCertificate:
             found = names.of_extensions(certificate.subject, certificate.extensions)
             spki_der = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             fault = _fault(certificate)
-        except (ValueError, x509.DuplicateExtension, EstError) as error:
+        except (*UNREADABLE, EstError) as error:
             raise Unauthenticated(
                 Reason.CERT_UNKNOWN, f"The client certificate cannot be read: {str(error)[:200]}."
             ) from None

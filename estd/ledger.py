@@ -101,7 +101,10 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self._db = _connect(path, "ro")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        try:
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise LedgerError(f"{path} is not a ledger that can be read: {error}") from error
         if version > len(MIGRATIONS):
             raise LedgerError(f"the ledger {path} has schema {version}, newer than this estd; use the newer estd")
 

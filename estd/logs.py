@@ -52,6 +52,7 @@ class Log:
     def _work(self) -> None:
         while not self._stop.wait(_EVERY_SECONDS):
             self._flush()
+        self._flush()
 
     def _flush(self) -> None:
         out: list[str] = []
@@ -68,5 +69,4 @@ class Log:
     def close(self) -> None:
         """Write what is queued, and end."""
         self._stop.set()
-        self._thread.join(timeout=2.0)
-        self._flush()
+        self._thread.join(timeout=2.0)  # no longer: a reader who does not come must not hold the end of a process

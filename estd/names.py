@@ -47,6 +47,9 @@ _URI = re.compile(
 )
 """An absolute URI (RFC 3986 appendix A) with a host, where it has an authority at all."""
 
+_URI_PARTS = re.compile(r"([^:/?#]+):(?://(?:([^@/?#]*)@)?([^/?#]*))?(.*)", re.DOTALL)
+"""Scheme, user, authority and the rest (RFC 3986 appendix B), of a URI or of a pattern for one."""
+
 San = x509.DNSName | x509.IPAddress | x509.UniformResourceIdentifier
 
 
@@ -98,7 +101,9 @@ def _folded_san(name: x509.GeneralName) -> object:
 
 
 def subject_of_user(user: str) -> x509.Name:
-    """The subject of an identity that is a credential's name."""
+    """The subject of an identity that is a credential's name; an empty one where the name fits no common name."""
+    if not user or len(user.encode()) > SUBJECT_TYPES["CN"][1]:
+        return x509.Name([])
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user)])
 
 
@@ -168,8 +173,8 @@ def _checked_attribute(
 ) -> x509.NameAttribute[str]:
     """The attribute, in the string type that RFC 5280 wants for it. A 403 where its value cannot be had."""
     value = part.value
-    if not isinstance(value, str) or not value.strip() or len(value) > bound or not value.isprintable():
-        raise _refused(f"a {word} that is empty, over {bound} characters or not printable")
+    if not isinstance(value, str) or not value.strip() or len(value.encode()) > bound or not value.isprintable():
+        raise _refused(f"a {word} that is empty, over {bound} octets or not printable")
     if word in ("C", "serialNumber"):
         if not _PRINTABLE.fullmatch(value) or (word == "C" and not re.fullmatch("[A-Z]{2}", value)):
             raise _refused(f"a {word} outside PrintableString")
@@ -226,7 +231,18 @@ def _uri_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
     host = found["host"]
     if host is not None and not (_is_ip(host.strip("[]")) or ("." in host and _DNS.fullmatch(host))):
         return False
-    return not rule.patterns or any(fnmatchcase(value, one) for one in rule.patterns)
+    return not rule.patterns or any(_uri_matches(value, one) for one in rule.patterns)
+
+
+def _uri_matches(value: str, pattern: str) -> bool:
+    """Whether a URI fits a pattern part by part: the stars of a host end where the host ends."""
+    parts, wanted = _URI_PARTS.fullmatch(value), _URI_PARTS.fullmatch(pattern)
+    if parts is None or wanted is None:
+        return False
+    return all(
+        (given is None) == (allowed is None) and fnmatchcase(given or "", allowed or "")
+        for given, allowed in zip(parts.groups(), wanted.groups(), strict=True)
+    )
 
 
 def _is_ip(text: str) -> bool:

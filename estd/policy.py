@@ -107,14 +107,17 @@ def identify(policy: LabelPolicy, evidence: Evidence, find_issued: FindIssued, n
             Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
         )
     refusals: list[EstError] = []
+    issued = _own(evidence.certificate, find_issued) if evidence.certificate is not None else None
     for index, rule in enumerate(policy.rules):
         try:
             if rule.allow.who == "basic":
                 client = _by_basic(rule, index, evidence)
             elif evidence.certificate is None:
                 continue
+            elif issued is not None and issued.revoked:
+                raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
             elif rule.allow.who == "issued":
-                client = _by_issued(rule, evidence.certificate, policy.label, find_issued, now)
+                client = _by_issued(rule, evidence.certificate, policy.label, issued, now)
             else:
                 client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
         except EstError as refusal:
@@ -133,34 +136,37 @@ def _by_basic(rule: Rule, index: int, evidence: Evidence) -> Client | None:
         return None
     if evidence.renewal and evidence.certificate is not None:
         return None  # a renewal goes by the certificate that it renews
-    subject = names.subject_of_user(evidence.user) if evidence.user else x509.Name([])
     return Client(
         identity=f"basic:{evidence.user}",
-        names=names.Names(subject=subject, san=()),
+        names=names.Names(subject=names.subject_of_user(evidence.user), san=()),
         profile=rule.allow.profile,
         issued=False,
     )
 
 
-def _by_issued(
-    rule: Rule, certificate: ClientCertificate, label: Label, find_issued: FindIssued, now: float
-) -> Client | None:
-    """A certificate of our own: the ledger holds this very one. That is more than a path, and costs no verification:
-    each signature in the ledger was verified before it was recorded."""
+def _own(certificate: ClientCertificate, find_issued: FindIssued) -> Issued | None:
+    """What the ledger knows, where it holds this very certificate. That is more than a path, and costs no
+    verification: each signature in the ledger was verified before it was recorded."""
     found = find_issued(certificate.serial)
     if found is None or not hmac.compare_digest(found.certificate_der, certificate.der):
         return None
+    return found
+
+
+def _by_issued(
+    rule: Rule, certificate: ClientCertificate, label: Label, issued: Issued | None, now: float
+) -> Client | None:
+    if issued is None:
+        return None
     if certificate.fault is not None:
         raise certificate.fault
-    if found.revoked:
-        raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
     certificate.check_time(now)
-    if found.label != label.name and found.label not in rule.allow.labels:
-        raise Forbidden(Reason.NOT_GRANTED, f"The client certificate was issued under the label {found.label!r}.")
+    if issued.label != label.name and issued.label not in rule.allow.labels:
+        raise Forbidden(Reason.NOT_GRANTED, f"The client certificate was issued under the label {issued.label!r}.")
     return Client(
         identity=f"cert:{certificate.serial.hex()} {certificate.shown}",
         names=certificate.names,
-        profile=rule.allow.profile or found.profile,
+        profile=rule.allow.profile or issued.profile,
         issued=True,
     )
 

@@ -15,10 +15,14 @@ from collections.abc import Iterator
 _TIME_BITS = 24
 _TIME_MASK = (1 << _TIME_BITS) - 1
 _FIRST_SLOTS = 1 << 12
+_SLACK_MS = 3600 * 1000
+"""How far a clock may be set back before a new generation begins for it."""
+WINDOW_MAX_SECONDS = 3 * 3600
+"""What 24 bits of milliseconds hold, less the slack; the configuration allows no longer window."""
 
 
 class _Generation:
-    """Entries whose time is counted in milliseconds from `start_ms`; one window long, so 24 bits hold 4.6 hours."""
+    """Entries whose time is counted in milliseconds from `start_ms`: 24 bits hold 4.6 hours."""
 
     def __init__(self, start_ms: int) -> None:
         self.start_ms = start_ms
@@ -60,15 +64,17 @@ class Repeats:
     """When the requests of the last `window_ms` were issued, in two generations of that length."""
 
     def __init__(self, window_ms: int, now_ms: int) -> None:
-        self._window_ms = min(window_ms, _TIME_MASK)
-        self._new = _Generation(now_ms)
-        self._old = _Generation(now_ms)
+        if window_ms > WINDOW_MAX_SECONDS * 1000:
+            raise ValueError(f"a window of {window_ms} ms is longer than {WINDOW_MAX_SECONDS} s")
+        self._window_ms = window_ms
+        self._new = _Generation(now_ms - _SLACK_MS)
+        self._old = _Generation(now_ms - _SLACK_MS)
 
     def add(self, repeat_key: bytes, when_ms: int) -> None:
         """Remember that a request was answered with a certificate whose serial begins with `when_ms`."""
-        if when_ms - self._new.start_ms > self._window_ms:
-            self._old, self._new = self._new, _Generation(when_ms)
-        self._new.add(_key(repeat_key), max(when_ms, self._new.start_ms))
+        if not 0 <= when_ms - self._new.start_ms <= self._window_ms + _SLACK_MS:
+            self._old, self._new = self._new, _Generation(when_ms - _SLACK_MS)
+        self._new.add(_key(repeat_key), when_ms)
 
     def find(self, repeat_key: bytes, now_ms: int) -> Iterator[int]:
         """The milliseconds in which such a request may have been answered; the ledger's rows say whether it was."""

@@ -65,7 +65,9 @@ def read_pkcs10(body: bytes, *, pem: bool) -> Pkcs10:
         if not found:
             raise BadRequest(Reason.NOT_BASE64, "The body is not one PEM CERTIFICATE REQUEST.")
         text = found["body"].strip()
-    if text[0] == der.SEQUENCE and len(text) > 1 and text[1] >= 0x80:
+        if not text:
+            raise BadRequest(Reason.NOT_BASE64, "The PEM holds nothing between its BEGIN and END lines.")
+    if len(text) > 1 and text[0] == der.SEQUENCE and text[1] >= 0x80:
         raise BadRequest(Reason.NOT_BASE64, "The body is bare DER; RFC 8951 has it in base64.")
     try:
         csr_der = binascii.a2b_base64(text.translate(None, b"\r\n \t"), strict_mode=True)

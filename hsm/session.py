@@ -7,6 +7,7 @@ anything from 0 to 200 bytes without a word.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -64,6 +65,7 @@ class Session:
         """Opens the session and finds the keys. Raises TokenRefused where one is missing or not its certificate's."""
         self._token = token
         self._keys = dict(keys)
+        self._pid = os.getpid()
         self._open()
 
     def _open(self) -> None:
@@ -104,6 +106,8 @@ class Session:
         raise AssertionError
 
     def _sign_once(self, job: Job) -> bytes:
+        if os.getpid() != self._pid:
+            raise TokenRefused("forked", "this process was forked from the one that opened the session")
         key = self._ready[job.key]
         digest = key.digest(job.data).digest()
         assert len(digest) == key.digest_bytes

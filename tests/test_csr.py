@@ -1,0 +1,534 @@
+"""Requests: only what is well-formed, of a strong key and signed by it gets past `csr.parse`; all else is a 400."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, padding, rsa, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from estd import csr, der
+from estd.csr import CertificationRequest
+from estd.errors import BadRequest, EstError, Reason
+from tests import make
+
+SAN, KEY_USAGE = "2.5.29.17", "2.5.29.15"
+CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
+EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+EC_PUBLIC_KEY, PRIME_256 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"
+RSA_ENCRYPTION, RSA_PSS = "1.2.840.113549.1.1.1", "1.2.840.113549.1.1.10"
+ECDSA_SHA256 = der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.2"))
+RSA_SHA256 = der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.1.11") + der.NULL)
+ED25519 = der.tlv(der.SEQUENCE, der.oid("1.3.101.112"))
+A_SAN = der.tlv(der.SEQUENCE, der.tlv(0x82, b"a.example"))
+UTF8, PRINTABLE, BMP = 0x0C, 0x13, 0x1E
+LONG_NAMES = pytest.mark.filterwarnings("ignore:Attribute's length")
+
+
+@cache
+def rsa_key(bits: int = 2048, exponent: int = 65537) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(exponent, bits)  # type: ignore[arg-type]
+
+
+@cache
+def ec_key() -> ec.EllipticCurvePrivateKey:
+    return make.key()
+
+
+def spki(key: Any) -> bytes:
+    public = key.public_key()
+    return bytes(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def spki_of(algorithm: bytes, bits: bytes, unused: int = 0) -> bytes:
+    return der.tlv(der.SEQUENCE, der.tlv(der.SEQUENCE, algorithm) + der.tlv(der.BIT_STRING, bytes([unused]) + bits))
+
+
+def point(key: Any = None, form: PublicFormat = PublicFormat.UncompressedPoint) -> bytes:
+    return bytes((key or ec_key()).public_key().public_bytes(Encoding.X962, form))
+
+
+def ec_spki(bits: bytes, parameters: bytes | None = None, unused: int = 0) -> bytes:
+    """A SubjectPublicKeyInfo of id-ecPublicKey, by default on P-256."""
+    return spki_of(der.oid(EC_PUBLIC_KEY) + (der.oid(PRIME_256) if parameters is None else parameters), bits, unused)
+
+
+def hybrid() -> bytes:
+    """The key's point in X9.62's hybrid form: as long as an uncompressed one, another first octet."""
+    plain = point()
+    return bytes([6 | plain[-1] & 1]) + plain[1:]
+
+
+def even_key() -> ec.EllipticCurvePrivateKey:
+    """A key whose point ends in a zero bit, which a BIT STRING with one unused bit can hold."""
+    return next(key for key in iter(make.key, None) if not point(key)[-1] & 1)
+
+
+def explicit_parameters() -> bytes:
+    """P-256 spelled out (CVE-2022-0778's door)."""
+    p = 2**256 - 2**224 + 2**192 + 2**96 - 1
+    b = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
+    n = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    generator = point(ec.derive_private_key(1, make.P256))
+    field = der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.1.1") + der.uint(p))
+    curve = der.tlv(
+        der.SEQUENCE,
+        der.tlv(der.OCTET_STRING, (p - 3).to_bytes(32, "big")) + der.tlv(der.OCTET_STRING, b.to_bytes(32, "big")),
+    )
+    parts = der.uint(1) + field + curve + der.tlv(der.OCTET_STRING, generator) + der.uint(n) + der.uint(1)
+    return der.tlv(der.SEQUENCE, parts)
+
+
+def extension(oid: str, value: bytes) -> bytes:
+    return der.tlv(der.SEQUENCE, der.oid(oid) + der.tlv(der.OCTET_STRING, value))
+
+
+def attribute(oid: str, *values: bytes) -> bytes:
+    return der.tlv(der.SEQUENCE, der.oid(oid) + der.tlv(der.SET, b"".join(sorted(values))))
+
+
+def wants(*extensions: bytes) -> bytes:
+    """An extensionRequest attribute."""
+    return attribute(EXTENSION_REQUEST, der.tlv(der.SEQUENCE, b"".join(extensions)))
+
+
+def password(tag: int, value: bytes) -> bytes:
+    return attribute(CHALLENGE_PASSWORD, der.tlv(tag, value))
+
+
+def request(
+    *attributes: bytes,
+    key: Any = None,
+    spki_der: bytes | None = None,
+    subject: bytes | None = None,
+    version: int = 0,
+    algorithm: bytes | None = None,
+    sign: Callable[[bytes], bytes] | None = None,
+    trailer: bytes = b"",
+) -> bytes:
+    """A CertificationRequest composed by hand and signed by its key: what no builder would make."""
+    key = key or ec_key()
+    subject = make.name().public_bytes() if subject is None else subject
+    parts = (
+        der.uint(version) + subject + (spki_der or spki(key)) + der.tlv(der.EXPLICIT_0, b"".join(sorted(attributes)))
+    )
+    tbs = der.tlv(der.SEQUENCE, parts + trailer)
+    if sign is None and isinstance(key, rsa.RSAPrivateKey):
+        signature = key.sign(tbs, padding.PKCS1v15(), hashes.SHA256())
+        algorithm = algorithm or RSA_SHA256
+    elif sign is None and isinstance(key, ed25519.Ed25519PrivateKey):
+        signature = key.sign(tbs)
+        algorithm = algorithm or ED25519
+    else:
+        signature = sign(tbs) if sign else key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    bits = der.tlv(der.BIT_STRING, b"\0" + signature)
+    return der.tlv(der.SEQUENCE, tbs + (algorithm or ECDSA_SHA256) + bits)
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    at = bit // 8
+    return data[:at] + bytes([data[at] ^ 1 << bit % 8]) + data[at + 1 :]
+
+
+def rsa_pkcs1() -> bytes:
+    return bytes(rsa_key().public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1))
+
+
+def deep(levels: int) -> bytes:
+    value = b""
+    for _ in range(levels):
+        value = der.tlv(der.SEQUENCE, value)
+    return value
+
+
+def long_oid(octets: int) -> bytes:
+    """An OBJECT IDENTIFIER of so many arcs."""
+    return der.tlv(0x06, b"\x2a" + b"\x01" * octets)
+
+
+def subject_of(oid_der: bytes, value: bytes = der.tlv(UTF8, b"x")) -> bytes:
+    return der.tlv(der.SEQUENCE, der.tlv(der.SET, der.tlv(der.SEQUENCE, oid_der + value)))
+
+
+def general_name(tag: int, value: bytes) -> bytes:
+    return wants(extension(SAN, der.tlv(der.SEQUENCE, der.tlv(tag, value))))
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "ec-p256": ec_key,
+    "ec-p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "ec-p521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+    "rsa-2048": rsa_key,
+    "rsa-3072": lambda: rsa_key(3072),
+    "rsa-4096": lambda: rsa_key(4096),
+}
+
+REFUSED: dict[str, tuple[Callable[[], bytes], Reason]] = {
+    # R21: proof of possession.
+    "R21 signed by another key": (lambda: request(spki_der=spki(make.key())), Reason.BAD_SIGNATURE),
+    "R21 a signature over something else": (
+        lambda: request(sign=lambda _: ec_key().sign(b"x", ec.ECDSA(hashes.SHA256()))), Reason.BAD_SIGNATURE,
+    ),
+    "R21 an empty signature": (lambda: request(sign=lambda _: b""), Reason.BAD_SIGNATURE),
+    "R21 a signature that is no DER": (lambda: request(sign=lambda _: bytes(64)), Reason.BAD_SIGNATURE),
+    "R21 r = s = 0": (lambda: request(sign=lambda _: der.tlv(der.SEQUENCE, der.uint(0) * 2)), Reason.BAD_SIGNATURE),
+    "an EC key under an RSA algorithm": (lambda: request(algorithm=RSA_SHA256), Reason.BAD_SIGNATURE),
+    "an EC key under Ed25519": (lambda: request(algorithm=ED25519), Reason.BAD_SIGNATURE),
+    "an RSA key under ECDSA": (
+        lambda: request(key=rsa_key(), algorithm=ECDSA_SHA256), Reason.BAD_SIGNATURE,
+    ),
+    "an RSA key under Ed25519": (lambda: request(key=rsa_key(), algorithm=ED25519), Reason.BAD_SIGNATURE),
+    "an Ed25519 key under ECDSA": (
+        lambda: request(key=KINDS["ed25519"](), algorithm=ECDSA_SHA256), Reason.BAD_SIGNATURE,
+    ),
+    "an algorithm that nobody knows": (
+        lambda: request(algorithm=der.tlv(der.SEQUENCE, der.oid("1.2.3.4"))), Reason.BAD_SIGNATURE,
+    ),
+    "signed with SHA-1": (
+        lambda: request(
+            algorithm=der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.1")),
+            sign=lambda tbs: ec_key().sign(tbs, ec.ECDSA(hashes.SHA1())),
+        ), Reason.BAD_SIGNATURE,
+    ),
+    "signed with SHA-1 (RSA)": (
+        lambda: request(
+            key=rsa_key(),
+            algorithm=der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.1.5") + der.NULL),
+            sign=lambda tbs: rsa_key().sign(tbs, padding.PKCS1v15(), hashes.SHA1()),
+        ), Reason.BAD_SIGNATURE,
+    ),
+    "signed with SHA-224": (lambda: make.csr(algorithm=hashes.SHA224()), Reason.BAD_SIGNATURE),
+    # Weak keys and curves.
+    "RSA-1024": (lambda: make.csr(rsa_key(1024)), Reason.WEAK_KEY),
+    "RSA-2047": (lambda: make.csr(rsa_key(2047)), Reason.WEAK_KEY),
+    "RSA-2056": (lambda: make.csr(rsa_key(2056)), Reason.WEAK_KEY),
+    "RSA with e = 3": (lambda: make.csr(rsa_key(2048, 3)), Reason.WEAK_KEY),
+    "P-192": (lambda: make.csr(ec.generate_private_key(ec.SECP192R1())), Reason.WEAK_KEY),
+    "P-224": (lambda: make.csr(ec.generate_private_key(ec.SECP224R1())), Reason.WEAK_KEY),
+    "secp256k1": (lambda: make.csr(ec.generate_private_key(ec.SECP256K1())), Reason.WEAK_KEY),
+    "brainpoolP256r1": (lambda: make.csr(ec.generate_private_key(ec.BrainpoolP256R1())), Reason.WEAK_KEY),
+    "brainpoolP384r1": (lambda: make.csr(ec.generate_private_key(ec.BrainpoolP384R1())), Reason.WEAK_KEY),
+    "a huge RSA key": (
+        lambda: request(key=rsa_key(), spki_der=spki_of(
+            der.oid(RSA_ENCRYPTION) + der.NULL, der.tlv(der.SEQUENCE, der.uint(2**16384 + 1) + der.uint(65537)),
+        )), Reason.WEAK_KEY,
+    ),
+    # Kinds of keys that are not certified.
+    "DSA": (lambda: request(spki_der=spki(_dsa_key())), Reason.BAD_KEY),
+    "Ed448": (lambda: request(spki_der=spki(ed448.Ed448PrivateKey.generate())), Reason.BAD_KEY),
+    "X25519": (lambda: request(spki_der=spki(x25519.X25519PrivateKey.generate())), Reason.BAD_KEY),
+    "a kind of key that nobody knows": (
+        lambda: request(spki_der=spki_of(der.oid("1.2.3.4"), b"key")), Reason.BAD_KEY,
+    ),
+    "an EC key for key agreement only": (
+        lambda: request(spki_der=spki_of(der.oid("1.3.132.1.12") + der.oid(PRIME_256), point())), Reason.BAD_KEY,
+    ),
+    # Encodings of a key that are not its canonical one: the certificate would carry them, and a key could pass for new.
+    "explicit EC parameters": (lambda: request(spki_der=ec_spki(point(), explicit_parameters())), Reason.BAD_KEY),
+    "a compressed point": (
+        lambda: request(spki_der=ec_spki(point(form=PublicFormat.CompressedPoint))), Reason.BAD_KEY,
+    ),
+    "a hybrid point": (lambda: request(spki_der=ec_spki(hybrid())), Reason.BAD_KEY),
+    "unused bits in the key": (lambda: request(key=(k := even_key()), spki_der=ec_spki(point(k), unused=1)),
+                               Reason.BAD_KEY),
+    "a point off the curve": (lambda: request(spki_der=ec_spki(flipped(point(), 8 * 64))), Reason.BAD_KEY),
+    "the point at infinity": (lambda: request(spki_der=ec_spki(b"\0")), Reason.BAD_KEY),
+    "an empty key": (lambda: request(spki_der=ec_spki(b"")), Reason.BAD_KEY),
+    "EC parameters NULL": (lambda: request(spki_der=ec_spki(point(), der.NULL)), Reason.BAD_KEY),
+    "RSA without its NULL": (
+        lambda: request(key=rsa_key(), spki_der=spki_of(der.oid(RSA_ENCRYPTION), rsa_pkcs1())), Reason.BAD_KEY,
+    ),
+    "RSA called RSASSA-PSS": (
+        lambda: request(key=rsa_key(), spki_der=spki_of(der.oid(RSA_PSS), rsa_pkcs1())), Reason.BAD_KEY,
+    ),
+    "bytes behind the RSA key": (
+        lambda: request(key=rsa_key(), spki_der=spki_of(der.oid(RSA_ENCRYPTION) + der.NULL, rsa_pkcs1() + b"\0")),
+        Reason.BAD_KEY,
+    ),
+    # Structure.
+    "nothing": (lambda: b"", Reason.NOT_DER),
+    "a certificate": (lambda: make.certificate().der, Reason.NOT_DER),
+    "bytes behind the request": (lambda: make.csr() + b"\0", Reason.NOT_DER),
+    "two requests": (lambda: make.csr() * 2, Reason.NOT_DER),
+    "bytes behind the attributes": (lambda: request(trailer=der.NULL), Reason.NOT_DER),
+    "indefinite length": (lambda: b"\x30\x80" + make.csr()[4:] + b"\0\0", Reason.NOT_DER),
+    "a length in more octets than it needs": (
+        lambda: b"\x30\x83\x00" + make.csr(san=[x509.DNSName("a" * 60 + ".b")] * 3)[2:], Reason.NOT_DER,
+    ),
+    "a length beyond the end": (lambda: b"\x30\x84\x7f\xff\xff\xff" + make.csr(), Reason.NOT_DER),
+    "version 1": (lambda: request(version=1), Reason.NOT_DER),
+    "ECDSA with parameters": (
+        lambda: request(algorithm=der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.2") + der.NULL)), Reason.NOT_DER,
+    ),
+    # Names, extensions and attributes.
+    "a common name that is a BIT STRING": (
+        lambda: request(subject=subject_of(der.oid("2.5.4.3"), der.tlv(der.BIT_STRING, b"\0x"))), Reason.BAD_CSR,
+    ),
+    "one attribute twice in a relative name": (
+        lambda: request(subject=der.tlv(der.SEQUENCE, der.tlv(der.SET, subject_of(der.oid("2.5.4.3"))[4:] * 2))),
+        Reason.BAD_CSR,
+    ),
+    "an extension twice": (lambda: request(wants(extension(SAN, A_SAN), extension(SAN, A_SAN))), Reason.BAD_CSR),
+    "subjectAltName: an x400Address": (lambda: request(general_name(0xA3, b"\x30\0")), Reason.BAD_CSR),
+    "subjectAltName: an ediPartyName": (
+        lambda: request(general_name(0xA5, der.tlv(0xA1, der.tlv(UTF8, b"x")))), Reason.BAD_CSR,
+    ),
+    "subjectAltName: an address of five octets": (lambda: request(general_name(0x87, b"12345")), Reason.BAD_CSR),
+    "subjectAltName: no DER": (lambda: request(wants(extension(SAN, b"\xff"))), Reason.BAD_CSR),
+    "keyUsage: no DER": (lambda: request(wants(extension(KEY_USAGE, b"\x03\x05"))), Reason.BAD_CSR),
+    "an extensionRequest with two values": (
+        lambda: request(attribute(
+            EXTENSION_REQUEST, der.tlv(der.SEQUENCE, extension(SAN, A_SAN)),
+            der.tlv(der.SEQUENCE, extension(KEY_USAGE, b"\x03\x02\x07\x80")),
+        )), Reason.BAD_CSR,
+    ),
+    "two extensionRequests": (
+        lambda: request(wants(extension(SAN, A_SAN)), wants(extension(KEY_USAGE, b"\x03\x02\x07\x80"))),
+        Reason.BAD_CSR,
+    ),
+    "two challengePasswords": (lambda: request(password(UTF8, b"a"), password(UTF8, b"b")), Reason.BAD_CSR),
+    "a challengePassword with two values": (
+        lambda: request(attribute(CHALLENGE_PASSWORD, der.tlv(UTF8, b"a"), der.tlv(UTF8, b"b"))), Reason.BAD_CSR,
+    ),
+    "a challengePassword without a value": (lambda: request(attribute(CHALLENGE_PASSWORD)), Reason.BAD_CSR),
+}  # fmt: skip
+
+COSTLY: dict[str, Callable[[], bytes]] = {
+    "an OID of 20,000 arcs": lambda: request(subject=subject_of(long_oid(20_000))),
+    "an OID of 20,000 arcs in an attribute": lambda: request(der.tlv(der.SEQUENCE, long_oid(20_000) + b"\x31\0")),
+    "one arc of 20,000 octets": lambda: request(subject=subject_of(der.tlv(6, b"\x2a" + b"\x81" * 20_000 + b"\1"))),
+    "10,000 levels": lambda: deep(10_000),
+    "10,000 levels inside an attribute": lambda: request(attribute("1.2.3.4", deep(10_000))),
+    "10,000 levels inside an extension": lambda: request(wants(extension(SAN, deep(10_000)))),
+    "4,000 relative names": lambda: request(subject=der.tlv(der.SEQUENCE, subject_of(der.oid("2.5.4.3"))[2:] * 4_000)),
+    "a subject of 40,000 characters": lambda: request(
+        subject=subject_of(der.oid("2.5.4.3"), der.tlv(UTF8, b"x" * 40_000))
+    ),
+    "4,000 subjectAltNames": lambda: request(
+        wants(extension(SAN, der.tlv(der.SEQUENCE, der.tlv(0x82, b"a.example") * 4_000)))
+    ),
+    "4,000 extensions": lambda: request(wants(*(extension(f"1.2.3.{n}", b"") for n in range(4_000)))),
+    "2,000 challengePasswords": lambda: request(*(password(UTF8, b"%d" % n) for n in range(2_000))),
+    "explicit EC parameters": REFUSED["explicit EC parameters"][0],
+    "a huge RSA key": REFUSED["a huge RSA key"][0],
+}
+
+
+@cache
+def _dsa_key() -> dsa.DSAPrivateKey:
+    return dsa.generate_private_key(1024)
+
+
+def parse_or_refusal(csr_der: bytes) -> CertificationRequest | EstError:
+    try:
+        return csr.parse(csr_der)
+    except EstError as refusal:
+        return refusal
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_takes_each_kind_of_key(kind: str) -> None:
+    """What is asked for, the key's kind and its encodings come out byte for byte as they went in."""
+    key = KINDS[kind]()
+    names = [x509.DNSName("a.example"), x509.UniformResourceIdentifier("urn:x:y")]
+    csr_der = make.csr(key, subject=make.name("é", ORGANIZATION_NAME="Acme"), san=names, challenge_password=b"secret")
+    found = csr.parse(csr_der)
+    assert (found.key_kind, found.csr_der, found.spki_der) == (kind, csr_der, spki(key))
+    assert found.subject == make.name("é", ORGANIZATION_NAME="Acme")
+    assert list(found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value) == names
+    assert found.challenge_password == b"secret"
+    sha1 = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest
+    digest = hashes.Hash(hashes.SHA1())
+    digest.update(found.key_bits)
+    assert digest.finalize() == sha1, "key_bits are what RFC 5280's key identifier runs over"
+
+
+@pytest.mark.parametrize("algorithm", [hashes.SHA256(), hashes.SHA384(), hashes.SHA512()], ids=lambda one: one.name)
+@pytest.mark.parametrize("kind", ["ec-p256", "ec-p384", "rsa-2048"])
+def test_takes_each_hash(kind: str, algorithm: hashes.HashAlgorithm) -> None:
+    """A request may be signed with SHA-256, SHA-384 or SHA-512, whatever its key."""
+    assert csr.parse(make.csr(KINDS[kind](), algorithm=algorithm)).key_kind == kind
+
+
+def test_takes_a_request_without_names_or_attributes() -> None:
+    """A request may ask for nothing but its key."""
+    found = csr.parse(request(subject=b"\x30\0"))
+    assert (list(found.subject), list(found.extensions), found.challenge_password) == ([], [], None)
+
+
+@pytest.mark.parametrize("tag", [UTF8, PRINTABLE, 0x14, 0x16], ids=["UTF8", "Printable", "Teletex", "IA5"])
+def test_R13_challenge_password_in_any_string(tag: int) -> None:
+    """R13: a challengePassword's octets are read whatever kind of string holds them (RFC 2985 §5.4.1)."""
+    found = csr.parse(request(password(tag, b"QUJD")))
+    assert found.challenge_password == b"QUJD"
+
+
+def test_a_password_elsewhere_is_none() -> None:
+    """The attribute's OID in another place of the request makes no challengePassword."""
+    csr_der = request(subject=subject_of(der.oid(CHALLENGE_PASSWORD)))
+    assert csr.has_challenge_password(csr_der)
+    assert csr.parse(csr_der).challenge_password is None
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses(case: str) -> None:
+    """Each request that is malformed, weak or not proved is a 400 of its own reason."""
+    build, reason = REFUSED[case]
+    with pytest.raises(BadRequest) as caught:
+        csr.parse(build())
+    assert (caught.value.status, caught.value.reason) == (400, reason)
+    assert caught.value.sentence.endswith(".")
+
+
+@LONG_NAMES
+@pytest.mark.parametrize("case", COSTLY)
+def test_costs_little(case: str) -> None:
+    """What was made to cost much is answered, with a value or a 400, within 50 ms of CPU (D14)."""
+    csr_der = COSTLY[case]()
+    assert len(make.body(csr_der)) <= 75_000, "about what a label takes by default"
+    began = time.thread_time()
+    found = parse_or_refusal(csr_der)
+    spent = time.thread_time() - began
+    assert not isinstance(found, EstError) or found.status == 400
+    assert spent < 0.05
+
+
+def signed_part(csr_der: bytes) -> tuple[int, int]:
+    """Where the CertificationRequestInfo begins and ends."""
+    start = der.content_start(csr_der, 0)
+    return start, der.element_end(csr_der, start)
+
+
+def test_R21_no_signed_bit_can_change() -> None:
+    """R21: whichever single bit of what was signed changes, the request is refused."""
+    csr_der = make.csr(ec_key(), san=[x509.DNSName("a.example")], challenge_password=b"x")
+    start, end = signed_part(csr_der)
+    for bit in range(8 * start, 8 * end):
+        assert isinstance(parse_or_refusal(flipped(csr_der, bit)), BadRequest)
+
+
+def test_no_end_is_missing() -> None:
+    """A request cut short at whichever octet is a 400."""
+    csr_der = make.csr(rsa_key())
+    for end in range(len(csr_der)):
+        found = parse_or_refusal(csr_der[:end])
+        assert isinstance(found, BadRequest)
+
+
+_BASES = st.sampled_from(["ec-p256", "ed25519", "rsa-2048"]).map(
+    lambda kind: make.csr(_fixed(kind), san=[x509.DNSName("a.example")], challenge_password=b"x")
+)
+_fixed = cache(lambda kind: KINDS[kind]())
+_EDITS = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), st.integers(0, 8 * 700), st.just(b"")),
+        st.tuples(st.just("cut"), st.integers(0, 700), st.just(b"")),
+        st.tuples(st.just("insert"), st.integers(0, 700), st.binary(min_size=1, max_size=6)),
+        st.tuples(st.just("replace"), st.integers(0, 700), st.sampled_from([b"\x80", b"\xff", b"\0", b"\x84\xff\xff"])),
+        st.tuples(st.just("append"), st.just(0), st.binary(min_size=1, max_size=2000)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@LONG_NAMES
+@given(csr_der=_BASES, edits=_EDITS)
+@settings(deadline=None, derandomize=True, max_examples=400)
+def test_R21_an_edited_request_is_refused(csr_der: bytes, edits: list[tuple[str, int, bytes]]) -> None:
+    """R21: however a request is edited, it is refused with a 400 unless what was signed is untouched."""
+    edited = csr_der
+    for how, at, data in edits:
+        if how == "flip":
+            edited = flipped(edited, at % (8 * len(edited))) if edited else b""
+        elif how == "cut":
+            edited = edited[:at]
+        elif how == "insert":
+            edited = edited[:at] + data + edited[at:]
+        elif how == "replace":
+            edited = edited[:at] + data + edited[at + len(data) :]
+        else:
+            edited += data
+    found = parse_or_refusal(edited)
+    start, end = signed_part(csr_der)
+    assert isinstance(found, BadRequest) or csr_der[start:end] in edited
+
+
+_TAGS = st.sampled_from([0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0C, 0x13, 0x16, 0x17, 0x1E, 0x30, 0x31, 0x80, 0x82, 0x86,
+                         0x87, 0xA0, 0xA3, 0xA4, 0xA5, 0xBF])  # fmt: skip
+_TREES = st.recursive(
+    st.builds(der.tlv, _TAGS, st.binary(max_size=12)),
+    lambda inner: st.builds(der.tlv, _TAGS, st.lists(inner, max_size=4).map(b"".join)),
+    max_leaves=8,
+)
+_EXTENSION_OIDS = st.sampled_from(
+    [SAN, KEY_USAGE, "2.5.29.37", "2.5.29.19", "2.5.29.30", "2.5.29.31", "2.5.29.32", "2.5.29.35", "1.3.6.1.5.5.7.1.1",
+     "1.3.6.1.5.5.7.1.24", "1.2.3.4"]
+)  # fmt: skip
+_NAME_LISTS = st.lists(
+    st.builds(der.tlv, st.sampled_from([0x81, 0x82, 0x86, 0x87, 0x88, 0xA0, 0xA3, 0xA4, 0xA5]), st.binary(max_size=9)),
+    max_size=3,
+).map(lambda parts: der.tlv(der.SEQUENCE, b"".join(parts)))
+_ATTRIBUTES = st.one_of(
+    _TREES,
+    st.builds(attribute, st.sampled_from([CHALLENGE_PASSWORD, EXTENSION_REQUEST, "1.2.3.4"]), _TREES),
+    st.lists(st.builds(extension, _EXTENSION_OIDS, st.one_of(_TREES, _NAME_LISTS)), max_size=3).map(
+        lambda e: wants(*e)
+    ),
+)
+_SUBJECTS = st.one_of(
+    st.none(),
+    _TREES,
+    st.builds(
+        subject_of,
+        st.sampled_from(["2.5.4.3", "2.5.4.6", "2.5.4.45", "1.2.3.4"]).map(der.oid),
+        st.builds(der.tlv, _TAGS, st.binary(max_size=80)),
+    ),
+)
+
+
+@LONG_NAMES
+@given(attributes=st.lists(_ATTRIBUTES, max_size=3), subject=_SUBJECTS, version=st.sampled_from([0, 0, 0, 1, 2**70]))
+@settings(deadline=None, derandomize=True, max_examples=600)
+def test_whatever_is_signed_is_a_value_or_a_400(attributes: list[bytes], subject: bytes | None, version: int) -> None:
+    """Whatever a key signs as a request, the outcome is a value or a 400, never another exception: who holds a
+    credential may send anything."""
+    found = parse_or_refusal(request(*attributes, subject=subject, version=version))
+    if isinstance(found, EstError):
+        assert isinstance(found, BadRequest)
+    else:
+        assert version == 0
+        assert load_der_public_key(found.spki_der) == ec_key().public_key()
+
+
+@given(data=st.binary(max_size=300))
+@settings(deadline=None, derandomize=True, max_examples=400)
+def test_the_edges_glances_never_fail(data: bytes) -> None:
+    """What an edge reads of a request before anybody has parsed it never raises, whatever the bytes."""
+    assert isinstance(csr.key_hash(data), int)
+    assert csr.has_challenge_password(data) == (der.oid(CHALLENGE_PASSWORD) in data)
+
+
+def test_key_hash_tells_keys_apart() -> None:
+    """Requests with the same key meet in one issuer, whatever else they ask for; other keys mostly go elsewhere."""
+    one = {csr.key_hash(make.csr(ec_key(), subject=make.name(f"d-{n}"), challenge_password=b"x" * n)) for n in range(5)}
+    assert len(one) == 1
+    assert len({csr.key_hash(make.csr()) for _ in range(20)}) == 20
+
+
+def test_base64_of_a_request_is_what_the_edge_hands_over() -> None:
+    """The hash that the ledger keeps is of the request's DER as it came."""
+    csr_der = base64.b64decode(make.body(make.csr()))
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(csr_der)
+    assert csr.parse(csr_der).sha256 == digest.finalize()
