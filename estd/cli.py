@@ -19,13 +19,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estd import __version__, credentials
 from estd.config import KEY_KINDS, Config, load
 from estd.errors import ClientError, ConfigError
+from estd.issuance import SERIAL_BYTES
 from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row, Writer
 from estd.ledger_link import RemoteWriter
 from hsm.errors import TokenError
 
 P = ParamSpec("P")
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_READABLE = click.Path(path_type=Path, dir_okay=False, exists=True)
+_READABLE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
 _json = click.option("--json", "as_json", is_flag=True, help="Print data, not words.")
 
 
@@ -228,7 +229,8 @@ def _search(config: Config, **query: Any) -> Iterator[Row]:
 
 
 def _row(config: Config, serial: str) -> Row:
-    row = Reader(config.ledger).find(bytes.fromhex(serial.replace(":", "")))
+    number = int(serial.replace(":", ""), 16)  # in any notation: with colons, with or without leading zeros
+    row = Reader(config.ledger).find(number.to_bytes(SERIAL_BYTES, "big")) if number >> 8 * SERIAL_BYTES == 0 else None
     if row is None:
         raise LedgerError(f"no certificate has the serial number {serial}; estd cert list shows those there are")
     return row

@@ -305,8 +305,7 @@ async def serve(config: Config, index: int, listener: socket.socket, slot: metri
     await stop.wait()
     edge.drain()
     doors.close()
-    http.pre_shutdown()
-    await http.shutdown(config.server.drain_seconds)
+    await http.drain(config.server.drain_seconds)
     for link in links:
         link.close()
 

@@ -6,8 +6,10 @@ Content-Length, always Content-Transfer-Encoding, an empty 401, plain sentences 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -16,6 +18,7 @@ from estd.errors import EstError, MethodNotAllowed
 
 _REALM = 'Basic realm="estd", charset="UTF-8"'
 _SERVER = "estd"
+_DRAIN_STEP_SECONDS = 0.02
 
 # aiohttp tells its logger of every malformed request; the edge's own line says it.
 _SILENT = logging.getLogger("estd.http")
@@ -58,10 +61,14 @@ class HttpConnection(RequestHandler):
     __slots__ = ()
 
     def eof_received(self) -> None:
+        self.close_if_idle()
+        if not self._force_close:
+            self.close()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is on its way in or being answered."""
         if self._current_request is None and not self._messages:
             self.force_close()
-        else:
-            self.close()
 
     def handle_error(
         self,
@@ -91,6 +98,15 @@ class HttpServer(web.Server):
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self._idle_seconds = idle_seconds
+
+    async def drain(self, seconds: float) -> None:
+        """Let what was accepted be answered, at most that long; whoever is idle is closed at once."""
+        until = self._loop.time() + seconds
+        while self.connections and self._loop.time() < until:
+            for connection in self.connections:
+                cast(HttpConnection, connection).close_if_idle()
+            await asyncio.sleep(_DRAIN_STEP_SECONDS)
+        await self.shutdown(0.1)
 
     def __call__(self) -> RequestHandler:
         return HttpConnection(

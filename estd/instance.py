@@ -194,7 +194,7 @@ def _existing_ca(plan: Plan, existing: ExistingCa) -> dict[str, str]:
     if conf := os.environ.get("SOFTHSM2_CONF"):
         environment = f'\n[token.environment]\nSOFTHSM2_CONF = "{Path(conf).resolve()}"\n'
     return {
-        "module": str(existing.module), "token_label": existing.token_label,
+        "module": str(existing.module.resolve()), "token_label": existing.token_label,
         "pin_file": str(existing.pin_file.resolve()), "key_id": existing.key_id.hex(),
         "token_environment": environment, "chain": 'chain = "chain.pem"\n' if above else "",
     }  # fmt: skip

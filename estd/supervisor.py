@@ -60,8 +60,9 @@ class Supervisor:
         self._config = config
         self._toml = toml
         self._log = log
-        self._draining = False
+        self._stopping = asyncio.Event()
         server = config.server
+        _claim_port(server.listen.host, server.listen.port)
         names = [("issuer", server.issuers), ("edge", server.edges)]
         if server.issuers > 1:
             names.insert(0, ("ledger", 1))
@@ -110,9 +111,9 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         """Keep one slot filled until the drain."""
         quick = 0
-        while not self._draining and not child.refused:
-            await asyncio.sleep(_PAUSES[min(quick, len(_PAUSES) - 1)])
-            if self._draining:
+        while not child.refused:
+            await self._pause(_PAUSES[min(quick, len(_PAUSES) - 1)])
+            if self._stopping.is_set():
                 break
             began = time.monotonic()
             try:
@@ -122,13 +123,22 @@ class Supervisor:
                 quick += 1
                 continue
             assert child.process is not None
+            if self._stopping.is_set():  # the drain came while the child was being started, and did not see it
+                _signal(child, signal.SIGTERM)
+                await self._gone_or_killed(child)
+                break
             status = await child.process.wait()
-            if self._draining:
+            if self._stopping.is_set():
                 break
             quick = 0 if time.monotonic() - began > _STEADY_SECONDS else quick + 1
             child.restarts += 1
             child.refused = status == EXIT_REFUSED
             self._log("child_died", child=child.name, pid=child.process.pid, status=status, refused=child.refused)
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until the drain."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _start(self, child: Child) -> None:
         child.slot.set(metrics.BUSY_SINCE.at, 0.0)
@@ -167,7 +177,7 @@ class Supervisor:
 
     async def drain(self) -> None:
         """Edges first, so that what they accepted is answered; then issuers; then the ledger's writer."""
-        self._draining = True
+        self._stopping.set()
         self._log("draining")
         for role in ("edge", "issuer", "ledger"):
             group = [child for child in self.children if child.role == role]
@@ -193,15 +203,25 @@ def _signal(child: Child, number: signal.Signals) -> None:
             child.process.send_signal(number)
 
 
-def _listen_tcp(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # one queue per edge
+def _claim_port(host: str, port: int) -> None:
+    """Raises ConfigError where the port is taken: SO_REUSEPORT alone would share it with another instance's edges."""
     try:
-        listener.bind((host, port))
+        with _tcp_socket(host) as probe:
+            probe.bind((host, port))
     except OSError as error:
         raise ConfigError([f"server.listen: {host}:{port} cannot be bound: {error.strerror}"]) from error
+
+
+def _tcp_socket(host: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return made
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    listener = _tcp_socket(host)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # one queue per edge
+    listener.bind((host, port))
     listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener

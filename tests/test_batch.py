@@ -49,6 +49,7 @@ credentials = "credentials"
 profile = "device"
 [label.other]
 ca = "root"
+repeat_window = "1m"
 [[label.other.allow]]
 who = "basic"
 credentials = "credentials"
@@ -335,6 +336,16 @@ def test_a_repeat_after_its_window_is_a_new_request(scene: Scene) -> None:
     scene.now = NOW + WINDOW_SECONDS + 1
     (second,) = scene.act(request)
     assert first.serial != second.serial
+
+
+@pytest.mark.parametrize(("label", "repeated"), [(0, True), (1, False)])
+def test_each_label_has_its_own_window(scene: Scene, label: int, repeated: bool) -> None:
+    """A label with a shorter window than another's does not repeat what is older than its own."""
+    request = asks(label=label)
+    (first,) = scene.act(request)
+    scene.now = NOW + 61
+    (second,) = scene.act(request)
+    assert (first.serial == second.serial) is repeated
 
 
 def test_a_revoked_certificate_is_never_repeated(scene: Scene) -> None:

@@ -1,0 +1,570 @@
+"""The supervisor: it replaces who dies, asks a wrong PIN once, kills what hangs, and drains without a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from OpenSSL import SSL
+from prometheus_client.parser import text_string_to_metric_families
+
+from estd import config, metrics, supervisor
+from estd.client import EstClient
+from estd.errors import EXIT_FATAL, EXIT_REFUSED, ClientError, Refused
+from estd.supervisor import Child, Supervisor
+from tests import make, servers
+from tests.servers import Server, wait_for
+from tests.test_config import text
+
+
+def instance(folder: Path, **settings: str | int) -> Server:
+    """A demonstration instance with these keys of its configuration set instead of their commented defaults."""
+    made = servers.init(folder)
+    toml = made.config.read_text()
+    for key, value in settings.items():
+        toml, found = re.subn(rf"^# {key} = .*$", f"{key} = {json.dumps(value)}", toml, flags=re.MULTILINE)
+        assert found == 1, key
+    made.config.write_text(toml)
+    return made
+
+
+@contextmanager
+def ending(server: Server) -> Iterator[Server]:
+    """Whatever the test comes to, nothing of the server is left afterwards."""
+    try:
+        yield server
+    finally:
+        if server.process is not None:
+            if server.process.poll() is None:
+                server.process.terminate()
+            server.process.wait(timeout=60)
+
+
+@contextmanager
+def launched(server: Server) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve, without waiting for anything."""
+    server.log_path = server.folder / "serve.log"
+    with server.log_path.open("ab") as log:
+        command = [sys.executable, "-m", "estd.cli", "serve", str(server.config)]
+        server.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    with ending(server):
+        yield server.process
+
+
+def log_text(server: Server) -> str:
+    return server.log_path.read_text()[-4000:]
+
+
+def enrol(server: Server, subject: str = "device-1") -> x509.Certificate:
+    with server.client(basic=True) as client:
+        return client.enroll(lambda _: make.csr(subject=make.name(subject)))
+
+
+def health(server: Server) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(server.admin("/healthz")[1])["processes"]
+    return found
+
+
+def counters(server: Server) -> dict[str, float]:
+    """Every sample of /metrics that may never fall, by its name and labels."""
+    return {
+        f"{sample.name} {sorted(sample.labels.items())}": sample.value
+        for family in text_string_to_metric_families(server.admin("/metrics")[1])
+        if family.type in ("counter", "histogram")
+        for sample in family.samples
+    }
+
+
+def replaced(server: Server, name: str, number: int) -> int:
+    """Send the signal to that child and wait until another is in its place and the service can issue."""
+    before = server.pids()[name]
+    os.kill(before, number)
+    wait_for(lambda: server.pids().get(name, before) != before and server.is_ready(), 60, lambda: log_text(server))
+    return server.pids()[name]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One edge, one issuer, and a token that may hang for a second."""
+    with servers.running(instance(tmp_path_factory.mktemp("single") / "instance", timeout="1s")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two edges, two issuers and the ledger's own process."""
+    with servers.running(instance(tmp_path_factory.mktemp("double") / "instance", edges=2, issuers=2)) as made:
+        yield made
+
+
+def test_a_served_instance_is_ready_and_healthy(server: Server) -> None:
+    """/readyz is 200 once it can issue; /healthz names each process with its pid."""
+    assert server.admin("/readyz") == (200, "ready\n")
+    status, body = server.admin("/healthz")
+    assert status == 200
+    assert set(json.loads(body)) == {"version", "up_seconds", "processes"}
+    assert set(health(server)) == {"issuer-0", "edge-0"}
+    for one in health(server).values():
+        assert one["alive"]
+        os.kill(one["pid"], 0)
+    assert server.admin("/nothing")[0] == 404
+
+
+def test_what_runs_is_private(server: Server) -> None:
+    """The folder of sockets is entered by the server's user alone, and so is each socket."""
+    run = server.folder / "run"
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    names = {path.name for path in run.iterdir() if path.is_socket()}
+    assert names == {"issuer-0.sock", "ledger.sock"}
+    assert all(stat.S_IMODE((run / name).stat().st_mode) == 0o600 for name in names)
+
+
+@pytest.mark.parametrize("name", ["issuer-0", "edge-0"])
+def test_a_killed_child_is_replaced_and_no_counter_falls(single: Server, name: str) -> None:
+    """After kill -9 another process goes on in the slot, with the same listeners and counters."""
+    enrol(single)
+    before, restarts = counters(single), health(single)[name]["restarts"]
+    replaced(single, name, signal.SIGKILL)
+    enrol(single)
+    after = counters(single)
+    assert {key: (value, after.get(key)) for key, value in before.items() if after.get(key, -1.0) < value} == {}
+    assert health(single)[name]["restarts"] == restarts + 1
+    assert single.metric("estd_process_restarts_total", process=name) == restarts + 1
+    assert single.metric("estd_certificates_total") >= 2
+
+
+def test_an_issuer_that_hangs_at_work_is_killed(single: Server) -> None:
+    """A call that does not return within [token] timeout cannot be cancelled: its process is killed and made anew."""
+    pid = single.pids()["issuer-0"]
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            with suppress(ClientError), single.client(basic=True) as client:
+                while not stop.is_set():
+                    client.enroll(lambda _: make.csr())
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def caught_at_work() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if single.metric("estd_busy_since_seconds", process="issuer-0") > 0:
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    try:
+        wait_for(caught_at_work, 60)
+        wait_for(lambda: single.pids().get("issuer-0", pid) != pid and single.is_ready(), 60)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=60)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert any(line["event"] == "child_hangs" and line["child"] == "issuer-0" for line in single.log_lines())
+    enrol(single)
+
+
+def test_several_processes_enrol_renew_and_revoke(double: Server, folder: Path) -> None:
+    """With two edges, two issuers and a ledger process, every key gets its certificate from one of the issuers, a
+    renewal finds it whoever serves it, and a revocation is seen by all."""
+    assert set(double.pids()) == {"ledger-0", "issuer-0", "issuer-1", "edge-0", "edge-1"}
+    devices = []
+    for number in range(16):
+        key = make.key()
+        with double.client(basic=True) as client:
+            certificate = client.enroll(lambda _, key=key, n=number: make.csr(key, subject=make.name(f"d-{n}")))  # type: ignore[misc]
+        files = make.Identity(certificate, key).write(folder, f"d-{number}")
+        devices.append((certificate, files))
+    for name in ("issuer-0", "issuer-1", "edge-0", "edge-1"):
+        wanted = "estd_certificates_total" if name.startswith("issuer") else "estd_connections_total"
+        assert double.metric(wanted, process=name) > 0
+    for certificate, files in devices:
+        with double.client(cert=files) as client:
+            renewed = client.enroll(lambda _, one=certificate: make.csr(subject=one.subject), renew=True)  # type: ignore[misc]
+            assert renewed.subject == certificate.subject
+            assert renewed.serial_number != certificate.serial_number
+    assert len(double.rows()) == 32
+    for certificate, _ in devices[:4]:
+        serial = certificate.serial_number.to_bytes(16, "big").hex()
+        command = [sys.executable, "-m", "estd.cli", "cert", "revoke", "--config", str(double.config), serial]
+        subprocess.run(command, check=True, capture_output=True)
+    for number, (certificate, files) in enumerate(devices):
+        with double.client(cert=files) as client:
+            if number < 4:
+                with pytest.raises(Refused, match="revoked"):
+                    client.enroll(lambda _, one=certificate: make.csr(subject=one.subject), renew=True)  # type: ignore[misc]
+            else:
+                client.enroll(lambda _, one=certificate: make.csr(subject=one.subject), renew=True)  # type: ignore[misc]
+
+
+def test_a_repeat_meets_its_first_in_one_issuer(double: Server) -> None:
+    """The same request by other connections, and so by other edges, gets the one certificate."""
+    csr_der = make.csr(subject=make.name("again"))
+    got = []
+    for _ in range(8):
+        with double.client(basic=True) as client:
+            got.append(client.enroll(lambda _: csr_der).serial_number)
+    assert len(set(got)) == 1
+
+
+@pytest.mark.parametrize("name", ["ledger-0", "issuer-1"])
+def test_with_several_issuers_each_child_is_replaced(double: Server, name: str) -> None:
+    """The ledger's process too is replaced, its issuers with it, and enrolments go on."""
+    replaced(double, name, signal.SIGKILL)
+    refusals: list[Refused] = []
+
+    def enrolled(subject: str) -> bool:
+        try:
+            enrol(double, subject)
+        except Refused as refused:
+            refusals.append(refused)
+            return False
+        return True
+
+    for number in range(8):
+        wait_for(partial(enrolled, f"after-{number}"), 60)
+    assert {(one.status, one.retry_after is not None) for one in refusals} <= {(503, True)}
+
+
+class Device(threading.Thread):
+    """Enrols one after the other on one connection, until the server closes it; keeps what it got."""
+
+    def __init__(self, client: EstClient) -> None:
+        super().__init__()
+        self._client = client
+        self.got: list[int] = []
+        self.refused: list[Refused] = []
+
+    def run(self) -> None:
+        with suppress(ClientError), self._client:
+            try:
+                while True:
+                    self.got.append(self._client.enroll(lambda _: make.csr()).serial_number)
+            except Refused as refused:
+                self.refused.append(refused)
+
+
+def test_D23_sigterm_drains_without_a_loss(folder: Path) -> None:
+    """D23: under load SIGTERM ends the service with status 0, and whatever was issued reached its device."""
+    made = instance(folder / "instance")
+    with ending(made):
+        made.start()
+        devices = [Device(made.client(basic=True)) for _ in range(8)]
+        for device in devices:
+            device.start()
+        wait_for(lambda: all(len(device.got) >= 5 for device in devices), 60)
+        assert made.stop() == 0
+    for device in devices:
+        device.join(timeout=60)
+        assert not device.is_alive()
+    assert [device.refused for device in devices] == [[]] * 8
+    issued = {int.from_bytes(row.serial, "big") for row in made.rows()}
+    assert {serial for device in devices for serial in device.got} == issued
+    events = {line["event"] for line in made.log_lines()}
+    assert {"draining", "stopped"} <= events
+    assert events & {"client_left", "request_failed", "child_killed", "child_died"} == set()
+
+
+def test_D23_a_request_whose_body_is_on_its_way_is_answered(folder: Path) -> None:
+    """D23: a request whose headers the edge has read before SIGTERM, and whose body comes after it, gets its
+    certificate."""
+    made = instance(folder / "instance")
+    answer = b""
+    body = make.body(make.csr(subject=make.name("half-way")))
+    pair = base64.b64encode(":".join(made.basic).encode()).decode()
+    head = (
+        "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
+        f"Authorization: Basic {pair}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    made.start()
+    with ending(made), suppress(SSL.Error), made.client(basic=True) as idle, made.client() as client:
+        client.connection.sendall(head.encode())
+        idle.cacerts()  # answered by the same loop after it has read that head
+        assert made.process is not None
+        made.process.send_signal(signal.SIGTERM)
+        with pytest.raises(SSL.Error):
+            idle.connection.recv(1)  # the edge has begun to drain: it closes who is idle
+        client.connection.sendall(body)
+        answer = client.connection.recv(65536)
+    assert made.process is not None
+    assert made.process.returncode == 0
+    assert answer.partition(b"\r\n")[0] == b"HTTP/1.1 200 OK"
+    assert [row.subject for row in made.rows()] == ["CN=half-way"]
+
+
+def serve(made: Server, status: int = 1) -> str:
+    """What `estd serve` says when it cannot."""
+    command = [sys.executable, "-m", "estd.cli", "serve", str(made.config)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def test_an_instance_is_served_once(server: Server) -> None:
+    """A second `estd serve` of the same instance is refused with a sentence, and the first goes on."""
+    pids = server.pids()
+    assert "this instance is being served already" in serve(server)
+    assert server.pids() == pids
+    enrol(server)
+
+
+@pytest.mark.parametrize("taken", ["port", "admin_port"])
+def test_a_port_that_is_taken_is_a_sentence(server: Server, folder: Path, taken: str) -> None:
+    """Another instance on the same port would take half of the devices: it is refused."""
+    made = instance(folder / "instance")
+    toml = made.config.read_text()
+    made.config.write_text(toml.replace(f":{getattr(made, taken)}", f":{getattr(server, taken)}"))
+    with launched(made) as process:
+        wait_for(lambda: process.poll() is not None, 10, lambda: "it serves beside the other instance")
+    assert process.returncode == 1
+    assert "cannot be bound" in log_text(made)
+
+
+def test_a_wrong_pin_is_asked_once(folder: Path) -> None:
+    """With a wrong PIN the service says that it is not ready and why, and its issuer is not started again: tokens lock
+    themselves."""
+    made = instance(folder / "instance")
+    (made.folder / "token" / "pin").write_text("not-the-pin\n")
+
+    def refused() -> bool:
+        with suppress(OSError):
+            return bool(health(made)["issuer-0"]["refused"])
+        return False
+
+    with launched(made):
+        wait_for(refused, 60, lambda: log_text(made))
+        status, body = made.admin("/readyz")
+        assert status == 503
+        assert body.startswith("not ready")
+        assert made.metric("estd_ready") == 0
+        wait_for(lambda: json.loads(made.admin("/healthz")[1])["up_seconds"] >= 4, 60)  # the pause would be a second
+        assert made.stop() == 0
+    lines = [line for line in made.log_lines() if "issuer" in line.get("child", "") or line["process"] == "issuer-0"]
+    assert [line["event"] for line in lines] == ["child_started", "issuer_start_failed", "child_died"]
+    assert "PinIncorrect" in lines[1]["why"]
+
+
+class FakeProcess:
+    """A child that lives until it is told otherwise."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.signals: list[int] = []
+        self._ended = asyncio.Event()
+        self.stdin = self
+        self.deaf = False
+        self.on_end: Callable[[], object] = lambda: None
+
+    def write(self, data: bytes) -> None:
+        self.told = json.loads(data)
+
+    async def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def end(self, status: int) -> None:
+        self.returncode = status
+        self.on_end()
+        self._ended.set()
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+        if number == signal.SIGKILL or not self.deaf:
+            self.end(-number)
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+
+class Stage:
+    """A supervisor whose children are fakes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+        made = config.parse(text("server", f'listen = "127.0.0.1:{servers.free_port()}"', *lines), folder)
+        made.run.mkdir()
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+        log: Any = lambda event, **fields: self.lines.append((event, fields))  # noqa: E731
+        self.supervisor = Supervisor(made, "toml", log)
+        self.started: list[FakeProcess] = []
+        self.on_start: Callable[[FakeProcess], object] = lambda process: None
+        self.gate: asyncio.Event | None = None
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", self._create)
+
+    async def _create(self, *command: object, **_: object) -> FakeProcess:
+        process = FakeProcess(1000 + len(self.started))
+        self.started.append(process)
+        if self.gate is not None:
+            await self.gate.wait()
+        self.on_start(process)
+        return process
+
+    def child(self, name: str) -> Child:
+        return next(child for child in self.supervisor.children if child.name == name)
+
+    def close(self) -> None:
+        for child in self.supervisor.children:
+            for listener in child.listeners.values():
+                listener.close()
+
+
+@pytest.fixture
+def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    made = Stage(folder, monkeypatch)
+    yield made
+    made.close()
+
+
+async def met(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (the fakes move only when the loop turns)
+            await asyncio.sleep(0)
+
+
+def test_each_child_is_told_the_same_configuration(stage: Stage) -> None:
+    """A child gets the configuration's text, its slot and its listeners; the sockets stay the supervisor's own."""
+
+    async def act() -> None:
+        running = asyncio.create_task(stage.supervisor.run())
+        await met(lambda: len(stage.started) == 2 and all(hasattr(one, "told") for one in stage.started))
+        await stage.supervisor.drain()
+        await running
+
+    asyncio.run(act())
+    told = [one.told for one in stage.started]
+    assert {one["toml"] for one in told} == {"toml"}
+    assert [one["slot"] for one in told] == [0, 1]
+    assert [set(one["listeners"]) for one in told] == [{"requests", "ledger"}, {"est"}]
+    assert all(child.listeners[door].fileno() >= 0 for child in stage.supervisor.children for door in child.listeners)
+
+
+def test_sigterm_while_a_child_starts_ends_that_child_too(stage: Stage) -> None:
+    """A drain that comes while a child is being spawned does not leave it running, nor wait for it for ever."""
+
+    async def act() -> None:
+        stage.gate = asyncio.Event()
+        running = asyncio.create_task(stage.supervisor.run())
+        await met(lambda: len(stage.started) == 2)
+        draining = asyncio.create_task(stage.supervisor.drain())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        stage.gate.set()
+        async with asyncio.timeout(5):
+            await draining
+            await running
+
+    asyncio.run(act())
+    assert all(one.signals for one in stage.started)
+
+
+def test_sigterm_while_a_replacement_is_put_off_does_not_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain ends a pause between two replacements: the service stops now, and starts nobody more."""
+    monkeypatch.setattr(supervisor, "_PAUSES", (0.0, 3600.0))
+    stage.on_start = lambda process: process.end(EXIT_FATAL)
+
+    async def act() -> None:
+        running = asyncio.create_task(stage.supervisor.run())
+        await met(lambda: sum(child.restarts for child in stage.supervisor.children) == 2)
+        await stage.supervisor.drain()
+        async with asyncio.timeout(5):
+            await running
+
+    asyncio.run(act())
+    assert len(stage.started) == 2
+
+
+def test_a_child_that_dies_at_once_is_replaced_ever_more_slowly(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses rise from one second to thirty; a child that lived long enough starts the row anew."""
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await real(0)
+
+    issuer = stage.child("issuer-0")
+    keep = stage.supervisor._keep
+    monkeypatch.setattr(stage.supervisor, "_pause", sleep)
+
+    async def act() -> None:
+        keeping = asyncio.create_task(keep(issuer))
+        for number in range(10):
+            async with asyncio.timeout(20):
+                while len(stage.started) <= number or stage.started[number].returncode is not None:
+                    await real(0)
+            if number == 8:
+                monkeypatch.setattr(supervisor, "_STEADY_SECONDS", -1.0)
+            stage.started[number].end(EXIT_FATAL if number < 9 else EXIT_REFUSED)
+        await keeping
+
+    asyncio.run(act())
+    assert slept == [0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0, 0.0]
+    assert issuer.refused
+    assert issuer.restarts == 10
+
+
+def test_a_child_that_is_busy_too_long_is_killed(stage: Stage) -> None:
+    """A child whose work began longer ago than the token's time-out is killed; an idle one and a quick one are not."""
+
+    async def act() -> None:
+        running = asyncio.create_task(stage.supervisor.run())
+        issuer, edge = stage.child("issuer-0"), stage.child("edge-0")
+        await met(lambda: issuer.alive and edge.alive)
+        issuer.slot.set(metrics.BUSY_SINCE.at, time.monotonic() - 16.0)
+        edge.slot.set(metrics.BUSY_SINCE.at, time.monotonic() - 1.0)
+        await met(lambda: len(stage.started) == 3 and issuer.alive)
+        assert issuer.slot.get(metrics.BUSY_SINCE.at) == 0.0
+        assert stage.started[0].signals == [signal.SIGKILL]
+        assert edge.restarts == 0
+        await stage.supervisor.drain()
+        await running
+
+    asyncio.run(act())
+
+
+def test_a_drain_goes_from_the_edges_inwards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges end first, so that what they accepted is answered; then issuers; then the ledger. Who does not listen is
+    killed."""
+    stage = Stage(folder, monkeypatch, "issuers = 2", "edges = 2", 'drain = "0s"')
+    ended: list[str] = []
+
+    async def act() -> None:
+        running = asyncio.create_task(stage.supervisor.run())
+        await met(lambda: all(child.alive for child in stage.supervisor.children))
+        for child in stage.supervisor.children:
+            process: Any = child.process
+            process.deaf = child.name == "edge-1"
+            process.on_end = partial(ended.append, child.name)
+        await stage.supervisor.drain()
+        await running
+
+    asyncio.run(act())
+    stage.close()
+    assert ended == ["edge-0", "edge-1", "issuer-0", "issuer-1", "ledger-0"]
+    deaf: Any = stage.child("edge-1").process
+    assert deaf.signals == [signal.SIGTERM, signal.SIGKILL]
