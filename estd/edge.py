@@ -112,21 +112,30 @@ class Edge:
             response = respond(Unavailable(Reason.INTERNAL, "The server failed; its log says why."))
         if self._draining:
             response.force_close()
-        seconds = time.perf_counter() - began
+        self._tell(number, seen, response.status, time.perf_counter() - began, request.remote)
+        return response
+
+    def refused(self, error: EstError) -> None:
+        """What was refused before it was a request."""
+        seen = _Seen()
+        seen.reason = error.reason
+        self._tell(next(self._numbers), seen, error.status, 0.0, None)
+
+    def _tell(self, number: int, seen: _Seen, status: int, seconds: float, peer: str | None) -> None:
+        """The request's metrics and its line in the log."""
         slot = self._slot
-        slot.count(metrics.REQUESTS.series(seen.operation, str(response.status)))
+        slot.count(metrics.REQUESTS.series(seen.operation, str(status)))
         slot.observe(metrics.REQUEST_SECONDS, metrics.REQUEST_SECONDS.series(seen.operation), seconds)
         if seen.reason:
             slot.count(metrics.REJECTIONS.series(seen.reason))
         self._log(
-            "request", id=number, operation=seen.operation, label=seen.label, status=response.status,
+            "request", id=number, operation=seen.operation, label=seen.label, status=status,
             reason=seen.reason, serial=seen.serial, identity=seen.identity, ms=round(seconds * 1000, 3),
-            peer=request.remote,
+            peer=peer,
         )  # fmt: skip
-        return response
 
     async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.Response:
-        path = request.path
+        path = request.rel_url.raw_path  # undecoded: %2F is no slash here, as it is none to a proxy in front
         route = self._routes.get(path)
         if route is None:
             raise self._not_found(path)
@@ -271,7 +280,7 @@ async def serve(config: Config, index: int, listener: socket.socket, slot: metri
         for number in range(config.server.issuers)
     ]
     edge = Edge(config, material, links, slot, log)
-    http = HttpServer(edge.handle, idle_seconds=config.server.idle_seconds)
+    http = HttpServer(edge.handle, idle_seconds=config.server.idle_seconds, on_refusal=edge.refused)
     open_now = 0
 
     def begin() -> asyncio.Protocol:

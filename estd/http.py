@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from estd.errors import EstError, MethodNotAllowed
+from estd.errors import BadRequest, EstError, MethodNotAllowed, Reason, Unavailable
 
 _REALM = 'Basic realm="estd", charset="UTF-8"'
 _SERVER = "estd"
@@ -55,19 +56,39 @@ def answer(body: bytes, content_type: str) -> web.Response:
 
 
 class HttpConnection(RequestHandler):
-    """aiohttp's protocol, with two differences: what is not HTTP gets a plain sentence, and a client that closes its
-    sending side still gets the answer it waits for."""
+    """aiohttp's protocol, with three differences: what is not HTTP is refused as everything else is, a body whose
+    chunks break is known at once, and a client that closes its sending side still gets the answer it waits for."""
 
-    __slots__ = ()
+    __slots__ = ("_arriving", "_on_refusal")
+
+    def __init__(self, server: HttpServer, on_refusal: Callable[[EstError], None], **settings: Any) -> None:
+        super().__init__(server, **settings)
+        self._on_refusal = on_refusal
+        self._arriving: StreamReader | None = None
+        """The body of the last request that began to arrive."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._messages:
+            return
+        message, body = self._messages[-1]
+        if not isinstance(message, _ErrInfo):
+            self._arriving = body
+        elif self._arriving is not None and not self._arriving.is_eof():
+            # aiohttp's parser gives the body up without telling who reads it.
+            self._arriving.set_exception(web.RequestPayloadError("the body's encoding is broken"))
 
     def eof_received(self) -> None:
         self.close_if_idle()
+        if self._arriving is not None and not self._arriving.is_eof():
+            self._arriving.set_exception(web.RequestPayloadError("the client closed within its request"))
         if not self._force_close:
             self.close()
 
     def close_if_idle(self) -> None:
         """Close unless a request is on its way in or being answered."""
-        if self._current_request is None and not self._messages:
+        waiting = self._waiter is not None and not self._waiter.done()
+        if waiting or not self._request_count:
             self.force_close()
 
     def handle_error(
@@ -77,15 +98,14 @@ class HttpConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What aiohttp's parser refused before there was a request."""
+        """What aiohttp's parser refused before there was a request, or a fault of ours that `Edge.handle` missed."""
         if request.writer.output_size > 0:
             raise ConnectionError("part of an answer is already sent")
-        sentence = "The request is not HTTP/1.1 that this server accepts." if status == 400 else "The server failed."
-        response = web.Response(
-            status=status if status == 400 else 503,
-            body=(sentence + "\n").encode(),
-            headers={"Server": _SERVER, "Content-Type": "text/plain; charset=utf-8"},
-        )
+        error: EstError = Unavailable(Reason.INTERNAL, "The server failed; its log says why.")
+        if status == 400:
+            error = BadRequest(Reason.BAD_HTTP, "The request is not HTTP/1.1 that this server accepts.")
+        self._on_refusal(error)
+        response = respond(error)
         response.force_close()
         return response
 
@@ -94,9 +114,14 @@ class HttpServer(web.Server):
     """The factory of HttpConnections, one per TLS connection."""
 
     def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], *, idle_seconds: float
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        *,
+        idle_seconds: float,
+        on_refusal: Callable[[EstError], None],
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
+        self._on_refusal = on_refusal
         self._idle_seconds = idle_seconds
 
     async def drain(self, seconds: float) -> None:
@@ -111,11 +136,12 @@ class HttpServer(web.Server):
     def __call__(self) -> RequestHandler:
         return HttpConnection(
             self,
+            self._on_refusal,
             loop=self._loop,
             keepalive_timeout=self._idle_seconds,
             tcp_keepalive=False,  # the idle time-out ends dead connections
             logger=_SILENT,
-            access_log=None,  # type: ignore[arg-type]
+            access_log=None,
             auto_decompress=False,
             lingering_time=2.0,
             max_headers=64,

@@ -10,8 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -100,6 +99,17 @@ def _folded_san(name: x509.GeneralName) -> object:
     return ("dns", name.value.lower()) if isinstance(name, x509.DNSName) else name
 
 
+@lru_cache(maxsize=1024)
+def _pattern(pattern: str) -> re.Pattern[str]:
+    wild = {"*": ".*", "?": "."}
+    return re.compile("".join(wild.get(char) or re.escape(char) for char in pattern), re.DOTALL)
+
+
+def _fits(value: str, pattern: str) -> bool:
+    """Whether the value is what the pattern says: * stands for any text, ? for any character, all else for itself."""
+    return _pattern(pattern).fullmatch(value) is not None
+
+
 def subject_of_user(user: str) -> x509.Name:
     """The subject of an identity that is a credential's name; an empty one where the name fits no common name."""
     if not user or len(user.encode()) > SUBJECT_TYPES["CN"][1]:
@@ -181,7 +191,7 @@ def _checked_attribute(
     elif word == "DC":
         if not _DNS.fullmatch(value) or "." in value:
             raise _refused("a DC that is not one label of a domain name")
-    elif word == "CN" and not any(fnmatchcase(value.casefold(), one.casefold()) for one in profile.common_name):
+    elif word == "CN" and not any(_fits(value.casefold(), one.casefold()) for one in profile.common_name):
         raise _refused(f"the common name {value!r}")
     return x509.NameAttribute(part.oid, value)  # picks the string type by the attribute
 
@@ -211,7 +221,7 @@ def _of_kind(
 def _dns_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
     value = str(name.value)
     return bool(_DNS.fullmatch(value)) and (
-        not rule.patterns or any(fnmatchcase(value.lower(), one.lower()) for one in rule.patterns)
+        not rule.patterns or any(_fits(value.lower(), one.lower()) for one in rule.patterns)
     )
 
 
@@ -240,7 +250,7 @@ def _uri_matches(value: str, pattern: str) -> bool:
     if parts is None or wanted is None:
         return False
     return all(
-        (given is None) == (allowed is None) and fnmatchcase(given or "", allowed or "")
+        (given is None) == (allowed is None) and _fits(given or "", allowed or "")
         for given, allowed in zip(parts.groups(), wanted.groups(), strict=True)
     )
 

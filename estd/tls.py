@@ -17,6 +17,7 @@ from typing import Any
 from OpenSSL import SSL, crypto
 
 _READ_BYTES = 65536
+_LINGER_SECONDS = 1.0
 _EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
 _TLS13_CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
@@ -45,8 +46,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     """
 
     __slots__ = (
-        "_app", "_app_factory", "_binding", "_chain", "_closing", "_connection", "_loop", "_on_end", "_open", "_raw",
-        "_timer",
+        "_app", "_app_factory", "_binding", "_chain", "_closing", "_connection", "_ended_by_client", "_loop", "_on_end",
+        "_open", "_raw", "_timer",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._raw: asyncio.Transport | None = None
         self._open = False
         self._closing = False
+        self._ended_by_client = False
         self._chain: bytes | None = None
         self._binding: bytes | None = None
         self._connection = SSL.Connection(context, None)
@@ -77,6 +79,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._raw = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return  # what is still on its way is taken and forgotten, see `close`
         try:
             self._connection.bio_write(data)
             if not self._open and not self._handshake():
@@ -125,9 +129,10 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     def _ended(self) -> None:
         """The client sends no more: what it asked before is answered, then the HTTP protocol closes."""
-        if self._app is None:
+        self._ended_by_client = True
+        if self._app is None or self._closing:
             self.abort_softly()
-        elif not self._closing:
+        else:
             self._app.eof_received()
 
     def _stop_timer(self) -> None:
@@ -162,7 +167,11 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def close(self) -> None:
-        """Say goodbye (close_notify), send what is queued, close."""
+        """Say goodbye (close_notify), send what is queued, close.
+
+        A client that is still sending is listened to for a moment longer: closing over octets that nobody has read
+        makes TCP reset the connection, and the answer that says why would be lost.
+        """
         if self._closing:
             return
         self._closing = True
@@ -170,7 +179,12 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             with suppress(SSL.Error):
                 self._connection.shutdown()
             self._flush()
-        self.abort_softly()
+        if self._ended_by_client or not self._open or self._raw is None or self._raw.is_closing():
+            self.abort_softly()
+            return
+        self._raw.write_eof()
+        self._raw.resume_reading()
+        self._timer = self._loop.call_later(_LINGER_SECONDS, self.abort_softly)
 
     def abort_softly(self) -> None:
         """Close the TCP transport once its queue is sent."""

@@ -47,7 +47,7 @@ def check_media_type(content_type: str, *, pem: bool) -> None:
     if kind in PKCS10_TYPES or not kind or (pem and kind in PEM_TYPES):
         return
     raise UnsupportedMediaType(
-        Reason.MEDIA_TYPE, f"The body is called {kind[:80]!r}; this operation takes application/pkcs10."
+        Reason.MEDIA_TYPE, f"The body is called {kind[:80]!a}; this operation takes application/pkcs10."
     )
 
 

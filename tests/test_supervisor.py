@@ -501,22 +501,17 @@ def test_sigterm_while_a_replacement_is_put_off_does_not_wait(stage: Stage, monk
 def test_a_child_that_dies_at_once_is_replaced_ever_more_slowly(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pauses rise from one second to thirty; a child that lived long enough starts the row anew."""
     slept: list[float] = []
-    real = asyncio.sleep
 
-    async def sleep(seconds: float) -> None:
+    async def pause(seconds: float) -> None:
         slept.append(seconds)
-        await real(0)
 
     issuer = stage.child("issuer-0")
-    keep = stage.supervisor._keep
-    monkeypatch.setattr(stage.supervisor, "_pause", sleep)
+    monkeypatch.setattr(stage.supervisor, "_pause", pause)
 
     async def act() -> None:
-        keeping = asyncio.create_task(keep(issuer))
+        keeping = asyncio.create_task(stage.supervisor._keep(issuer))
         for number in range(10):
-            async with asyncio.timeout(20):
-                while len(stage.started) <= number or stage.started[number].returncode is not None:
-                    await real(0)
+            await met(lambda: issuer.alive and issuer.process is stage.started[-1])
             if number == 8:
                 monkeypatch.setattr(supervisor, "_STEADY_SECONDS", -1.0)
             stage.started[number].end(EXIT_FATAL if number < 9 else EXIT_REFUSED)
