@@ -10,16 +10,15 @@ DEMO   ?= demo
 
 RUN_PACKAGES  := softhsm2 openssl curl python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins \
-                 default-jdk-headless libbcprov-java libbcpkix-java libbcutil-java libbctls-java \
-                 prometheus strace
+                 default-jdk-headless libbcprov-java libbcpkix-java libbcutil-java libbctls-java
 
 .PHONY: run test lint types lock clean system-run system-test bench
 
 run: system-run $(VENV)/run.stamp
 	@sh tools/run-demo.sh $(BIN) $(DEMO)
 
-test: system-test $(VENV)/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+test: system-test $(VENV)/dev.stamp $(BIN)/promtool
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -49,6 +48,10 @@ $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/run.stamp
+
+# promtool alone: Debian's package prometheus would start a service.
+$(BIN)/promtool: | $(VENV)/bin/python system-test
+	sh tools/promtool.sh $(VENV)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -16,7 +16,7 @@ from typing import Protocol
 from cryptography import x509
 
 from estd import csr, der, frames, metrics, policy
-from estd.errors import REASONS, EstError, Reason, Unavailable
+from estd.errors import REASONS, EstError, NotFound, Reason, Unavailable
 from estd.frames import Answer, Request
 from estd.identify import ClientCertificate
 from estd.issuance import CertificateDer, Issuer, Prepared, serials
@@ -101,7 +101,10 @@ class BatchLine:
         """An answer for each request, in any order. Raises Fatal, with answers for all, when the process must end."""
         now = self._clock()
         policies = self._material.policies
-        items = [_Item(request, policies[request.label]) for request in requests if request.label < len(policies)]
+        known = [request for request in requests if request.label < len(policies)]
+        nowhere = NotFound(Reason.UNKNOWN_LABEL, "There is no such label here.")
+        strays = [refusal(request.id, nowhere) for request in requests if request.label >= len(policies)]
+        items = [_Item(request, policies[request.label]) for request in known]
         mark = time.perf_counter()
         self._slot.observe(metrics.BATCH_SIZE, metrics.BATCH_SIZE.at, len(items))
         fatal = ""
@@ -128,7 +131,7 @@ class BatchLine:
         for item in items:
             if item.answer is None and item.twin is not None and item.twin.answer is not None:
                 item.answer = item.twin.answer._replace(id=item.request.id)
-        answers = [item.answer for item in items if item.answer is not None]
+        answers = strays + [item.answer for item in items if item.answer is not None]
         if fatal:
             raise Fatal(answers, fatal)
         return answers

@@ -22,6 +22,7 @@ from estd.errors import ClientError, ConfigError
 from estd.issuance import SERIAL_BYTES
 from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row, Writer
 from estd.ledger_link import RemoteWriter
+from estd.toml_table import address
 from hsm.errors import TokenError
 
 P = ParamSpec("P")
@@ -54,13 +55,21 @@ def main() -> None:
     """An EST server (RFC 7030) for large fleets of devices, signing on an HSM over PKCS#11."""
 
 
+def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        address(value)
+    except ValueError:
+        raise click.BadParameter("an address such as 127.0.0.1:8443 or [::1]:8443") from None
+    return value
+
+
 @main.command("init")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
 @click.option("--ca-key", type=click.Choice(["ec-p256", "ec-p384", "rsa-3072"]), default="ec-p256", show_default=True)
 @click.option("--ca-name", default="estd Root CA", show_default=True, help="Common name of the new root.")
 @click.option("--host", "hosts", multiple=True, help="A name or address of this server, for its TLS certificate.")
-@click.option("--listen", default="127.0.0.1:8443", show_default=True)
-@click.option("--admin", default="127.0.0.1:9443", show_default=True)
+@click.option("--listen", default="127.0.0.1:8443", show_default=True, callback=_address)
+@click.option("--admin", default="127.0.0.1:9443", show_default=True, callback=_address)
 @click.option("--demo", is_flag=True, help="Also a manufacturer with a device, and a Basic credential, in DIR/demo.")
 @click.option("--module", type=_READABLE, help="PKCS#11 module of a token that already holds the CA's key.")
 @click.option("--token-label", help="Label of that token.")
@@ -225,12 +234,14 @@ def _shown(row: Row) -> dict[str, Any]:
 
 
 def _search(config: Config, **query: Any) -> Iterator[Row]:
-    yield from Reader(config.ledger).search(**query)
+    with Reader(config.ledger) as reader:
+        yield from reader.search(**query)
 
 
 def _row(config: Config, serial: str) -> Row:
     number = int(serial.replace(":", ""), 16)  # in any notation: with colons, with or without leading zeros
-    row = Reader(config.ledger).find(number.to_bytes(SERIAL_BYTES, "big")) if number >> 8 * SERIAL_BYTES == 0 else None
+    with Reader(config.ledger) as reader:
+        row = reader.find(number.to_bytes(SERIAL_BYTES, "big")) if number >> 8 * SERIAL_BYTES == 0 else None
     if row is None:
         raise LedgerError(f"no certificate has the serial number {serial}; estd cert list shows those there are")
     return row
@@ -300,8 +311,8 @@ def cert_revoke(file: Path, serial: str, reason: str, as_json: bool) -> None:
     """Revoke a certificate: dead at its next request, on connections that are open too."""
     config = load(file)
     row = _row(config, serial)
-    writer = _writer(config)
-    writer.revoke(row.serial, int(time.time()), REVOCATION_REASONS[reason])
+    with _writer(config) as writer:
+        writer.revoke(row.serial, int(time.time()), REVOCATION_REASONS[reason])
     row = _row(config, serial)
     shown = _shown(row)
     click.echo(json.dumps(shown) if as_json else f"{shown['serial']} is revoked since {shown['revoked']}")

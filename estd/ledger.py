@@ -15,8 +15,9 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from estd.issuance import serial_floor
 
@@ -81,7 +82,6 @@ class Row(NamedTuple):
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(f"file:{path}?mode={mode}", uri=True, isolation_level=None, timeout=5.0)
-        connection.execute("PRAGMA query_only").fetchone()
     except sqlite3.Error as error:
         raise LedgerError(f"the ledger {path} cannot be opened: {error}") from error
     return connection
@@ -104,8 +104,10 @@ class Reader:
         try:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
+            self._db.close()
             raise LedgerError(f"{path} is not a ledger that can be read: {error}") from error
         if version > len(MIGRATIONS):
+            self._db.close()
             raise LedgerError(f"the ledger {path} has schema {version}, newer than this estd; use the newer estd")
 
     def find(self, serial: bytes) -> Row | None:
@@ -159,6 +161,12 @@ class Reader:
     def close(self) -> None:
         self._db.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Writer(Reader):
     """The one process that writes. Raises LedgerError where another has the ledger open for writing."""
@@ -181,15 +189,14 @@ class Writer(Reader):
             raise
 
     def _open(self, path: Path) -> None:
-        connection = _connect(path, "rw")
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise LedgerError(f"the ledger {path} is on a file system that cannot keep a write-ahead log")
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
-        connection.close()
+        with closing(_connect(path, "rw")) as connection:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":
+                raise LedgerError(f"the ledger {path} is on a file system that cannot keep a write-ahead log")
+            connection.execute("PRAGMA synchronous = FULL")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            for number, script in enumerate(MIGRATIONS[version:], version + 1):
+                connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
         super().__init__(path)
         self._db.close()
         self._db = _connect(path, "rw")
@@ -224,5 +231,8 @@ class Writer(Reader):
             raise LedgerBroken(self._broken) from error
 
     def close(self) -> None:
+        """Give the ledger up to the next writer."""
         super().close()
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
