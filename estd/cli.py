@@ -207,6 +207,20 @@ def _when(_context: click.Context, _parameter: click.Parameter, value: str | Non
 _config = click.option(
     "--config", "file", type=_READABLE, default=Path("estd.toml"), show_default=True, help="The configuration."
 )
+
+
+def _serial_number(_context: click.Context, _parameter: click.Parameter, value: str | None) -> bytes | None:
+    """A serial number in any notation: with colons, with or without leading zeros."""
+    if value is None:
+        return None
+    try:
+        number = int(value.replace(":", ""), 16)
+        return number.to_bytes(max(SERIAL_BYTES, (number.bit_length() + 7) // 8), "big")
+    except (ValueError, OverflowError):
+        raise click.BadParameter("a serial number in hexadecimal") from None
+
+
+_serial = click.option("--serial", callback=_serial_number, help="The one with this serial number.")
 _subject = click.option("--subject", help="Part of the subject.")
 _identity = click.option("--identity", help="Part of who asked, such as basic:factory or cert:.")
 _since = click.option("--since", callback=_when, help="Issued at or after this time (UTC).")
@@ -238,17 +252,17 @@ def _search(config: Config, **query: Any) -> Iterator[Row]:
         yield from reader.search(**query)
 
 
-def _row(config: Config, serial: str) -> Row:
-    number = int(serial.replace(":", ""), 16)  # in any notation: with colons, with or without leading zeros
+def _row(config: Config, serial: bytes) -> Row:
     with Reader(config.ledger) as reader:
-        row = reader.find(number.to_bytes(SERIAL_BYTES, "big")) if number >> 8 * SERIAL_BYTES == 0 else None
+        row = reader.find(serial)
     if row is None:
-        raise LedgerError(f"no certificate has the serial number {serial}; estd cert list shows those there are")
+        raise LedgerError(f"no certificate has the serial number {serial.hex()}; estd cert list shows those there are")
     return row
 
 
 @cert_group.command("list")
 @_config
+@_serial
 @_subject
 @_identity
 @_since
@@ -270,10 +284,10 @@ def cert_list(file: Path, as_json: bool, since: int | None, until: int | None, *
 
 @cert_group.command("show")
 @_config
-@click.argument("serial")
+@click.argument("serial", callback=_serial_number)
 @_json
 @_plainly
-def cert_show(file: Path, serial: str, as_json: bool) -> None:
+def cert_show(file: Path, serial: bytes, as_json: bool) -> None:
     """Show one certificate: what the ledger knows, and the certificate."""
     row = _row(load(file), serial)
     pem = x509.load_der_x509_certificate(row.certificate_der).public_bytes(Encoding.PEM).decode()
@@ -288,6 +302,7 @@ def cert_show(file: Path, serial: str, as_json: bool) -> None:
 
 @cert_group.command("export")
 @_config
+@_serial
 @_subject
 @_identity
 @_since
@@ -303,11 +318,11 @@ def cert_export(file: Path, since: int | None, until: int | None, out: Any, **qu
 
 @cert_group.command("revoke")
 @_config
-@click.argument("serial")
+@click.argument("serial", callback=_serial_number)
 @click.option("--reason", type=click.Choice(list(REVOCATION_REASONS)), default="unspecified", show_default=True)
 @_json
 @_plainly
-def cert_revoke(file: Path, serial: str, reason: str, as_json: bool) -> None:
+def cert_revoke(file: Path, serial: bytes, reason: str, as_json: bool) -> None:
     """Revoke a certificate: dead at its next request, on connections that are open too."""
     config = load(file)
     row = _row(config, serial)

@@ -131,6 +131,7 @@ class Reader:
     def search(
         self,
         *,
+        serial: bytes | None = None,
         subject: str | None = None,
         identity: str | None = None,
         since_ms: int | None = None,
@@ -141,6 +142,7 @@ class Reader:
         """Rows in the order of issuing. `subject` and `identity` are parts of the text; times bound the issuing."""
         where, values = ["1"], list[object]()
         for clause, value in (
+            ("serial = ?", serial),
             ("serial >= ?", None if since_ms is None else serial_floor(since_ms)),
             ("serial < ?", None if until_ms is None else serial_floor(until_ms)),
             ("instr(lower(subject), lower(?)) > 0", subject),

@@ -561,11 +561,25 @@ def test_show_takes_the_serial_that_enroll_prints(server: Server, folder: Path) 
     assert cert(server, "show", printed, "--json").data["subject"] == "CN=cli-serial"
 
 
-@pytest.mark.parametrize("text", ["00" * 16, "xyz", ""])
+@pytest.mark.parametrize("text", ["00" * 16, "ff" * 20])
 @pytest.mark.parametrize("command", ["show", "revoke"])
 def test_a_serial_that_nobody_has_is_a_sentence(server: Server, command: str, text: str) -> None:
-    """An unknown or malformed serial number is told as such."""
-    assert cert(server, command, text, status=1).err.startswith("estd: ")
+    """An unknown serial number is told as such."""
+    assert cert(server, command, text, status=1).err.startswith("estd: no certificate has the serial number")
+
+
+@pytest.mark.parametrize("text", ["xyz", ""])
+@pytest.mark.parametrize("command", ["show", "revoke"])
+def test_a_malformed_serial_is_a_usage_error(server: Server, command: str, text: str) -> None:
+    """What is no serial number is wrong usage, and says what one looks like."""
+    assert "a serial number in hexadecimal" in cert(server, command, text, status=2).err
+
+
+def test_list_finds_one_serial(server: Server, folder: Path) -> None:
+    """list and export find by serial number, as by subject, identity and time."""
+    printed = enrolled(server, folder, "--subject", "CN=cli-one").data["serial"]
+    assert cert(server, "list", "--serial", printed, "--json").data["subject"] == "CN=cli-one"
+    assert cert(server, "export", "--serial", printed).out.count("BEGIN CERTIFICATE") == 1
 
 
 def test_export_writes_pem(server: Server, issued: list[x509.Certificate], folder: Path) -> None:

@@ -1,0 +1,178 @@
+"""The edge's connection to an issuer: bounded, and right about what it hands over again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from estd import frames, metrics
+from estd.errors import Reason, Refused, Unavailable
+from estd.frames import Answer, Request, Splitter
+from estd.issuer_link import IssuerLink
+from tests import make, servers
+from tests.servers import Server
+
+
+class Issuer:
+    """The other end: it keeps what it is asked, and says what the test tells it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.asked: list[Request] = []
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Issuer:
+        self._server = await asyncio.start_unix_server(self._serve, str(self._path))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.die()
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        splitter = Splitter()
+        while data := await reader.read(65536):
+            self.asked += [frames.unpack_request(*one) for one in splitter.feed(data)]
+
+    def answer(self, number: int) -> None:
+        self._writers[-1].write(frames.pack_answer(Answer(number, 200, 0, 0, "who", b"\1", b"certificate")))
+
+    def die(self) -> None:
+        """Close the connections, as the kernel does for a process that was killed."""
+        for writer in self._writers:
+            writer.close()
+
+
+def request(deadline_seconds: float = 60.0) -> Request:
+    return Request(0, frames.ENROLL, 0, time.monotonic() + deadline_seconds, None, -1, b"", b"", b"csr")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (the condition is another's list)
+            await asyncio.sleep(0.005)
+
+
+def run(folder: Path, act: Callable[[Issuer, IssuerLink], Awaitable[None]], *, queue: int = 8) -> metrics.Slot:
+    """Run `act` with a link that is connected to an issuer; returns the metrics' slot."""
+    slot = metrics.Block.create(1).slot(0)
+
+    async def stage() -> None:
+        path = folder / "issuer.sock"
+        async with Issuer(path) as issuer:
+            link = IssuerLink(path, queue=queue, slot=slot, loop=asyncio.get_running_loop())
+            await link.connect()
+            try:
+                await act(issuer, link)
+            finally:
+                link.close()
+                await asyncio.sleep(0)
+
+    asyncio.run(stage())
+    return slot
+
+
+def test_a_full_queue_is_a_503_with_jitter(folder: Path) -> None:
+    """What the queue does not hold is refused at once, each with a Retry-After of its own between 2 and 4 seconds."""
+    told: list[int | None] = []
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        waiting = [asyncio.ensure_future(link.ask(request())) for _ in range(4)]
+        await until(lambda: len(issuer.asked) == 4)
+        for _ in range(50):
+            with pytest.raises(Unavailable) as refused:
+                await link.ask(request())
+            assert refused.value.reason is Reason.OVERLOADED
+            told.append(refused.value.retry_after)
+        for one in issuer.asked:
+            issuer.answer(one.id)
+        assert [answer.status for answer in await asyncio.gather(*waiting)] == [200] * 4
+
+    slot = run(folder, act, queue=4)
+    assert set(told) == {2, 3, 4}
+    assert slot.get(metrics.QUEUE_DEPTH.at) == 0
+
+
+def test_what_a_dead_issuer_left_is_handed_over_once_more(folder: Path) -> None:
+    """A request that two issuers died over is a 503; a third does not see it."""
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        asking = asyncio.ensure_future(link.ask(request()))
+        await until(lambda: len(issuer.asked) == 1)
+        issuer.die()
+        await until(lambda: len(issuer.asked) == 2)
+        issuer.die()
+        with pytest.raises(Unavailable) as refused:
+            await asking
+        assert refused.value.reason is Reason.TOKEN_AWAY
+        again = asyncio.ensure_future(link.ask(request()))
+        await until(lambda: len(issuer.asked) == 3)
+        assert issuer.asked[0].id == issuer.asked[1].id != issuer.asked[2].id
+        issuer.answer(issuer.asked[2].id)
+        assert (await again).status == 200
+
+    assert run(folder, act).get(metrics.REDELIVERED.at) == 1
+
+
+def test_what_nobody_answers_ends_with_its_deadline(folder: Path) -> None:
+    """A request past its deadline is a 503, and its late answer is nobody's."""
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        with pytest.raises(Unavailable) as refused:
+            await link.ask(request(deadline_seconds=0.1))
+        assert refused.value.reason is Reason.DEADLINE
+        issuer.answer(issuer.asked[0].id)
+        asking = asyncio.ensure_future(link.ask(request()))
+        await until(lambda: len(issuer.asked) == 2)
+        issuer.answer(issuer.asked[1].id)
+        assert (await asking).payload == b"certificate"
+
+    run(folder, act)
+
+
+def test_a_client_that_left_is_cancelled(folder: Path) -> None:
+    """The issuer is told of a client that has gone, so that it need not sign for nobody."""
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        asking = asyncio.ensure_future(link.ask(request()))
+        await until(lambda: len(issuer.asked) == 1)
+        asking.cancel()
+        await until(lambda: len(issuer.asked) == 2)
+        assert issuer.asked[1].kind == frames.CANCEL
+        assert issuer.asked[1].id == issuer.asked[0].id
+
+    run(folder, act)
+
+
+def test_overload_is_answered_over_tls(folder: Path) -> None:
+    """A server whose queue is full answers 503 with Retry-After, and serves the one it had accepted."""
+    made: Server = servers.init(folder / "instance")
+    made.config.write_text(made.config.read_text().replace("# queue = 1024", "queue = 1"))
+    with servers.running(made):
+        issuer = made.pids()["issuer-0"]
+        with (
+            made.client(basic=True) as first,
+            made.client(basic=True) as second,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            os.kill(issuer, signal.SIGSTOP)
+            try:
+                accepted = thread.submit(first.enroll, lambda _: make.csr())
+                servers.wait_for(lambda: made.metric("estd_queue_depth") == 1, 10)
+                with pytest.raises(Refused) as refused:
+                    second.enroll(lambda _: make.csr())
+            finally:
+                os.kill(issuer, signal.SIGCONT)
+            assert refused.value.status == 503
+            assert refused.value.retry_after in {"2", "3", "4"}
+            accepted.result(timeout=30).verify_directly_issued_by(made.ca)
+        assert made.metric("estd_rejections_total", reason="overloaded") == 1
