@@ -1,0 +1,48 @@
+"""The cost of the pure steps, by a count that no other load on the machine changes; and the floor.
+
+Each runs in a process of its own: SoftHSM reads its configuration once in a process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from bench import core, floor
+
+
+def _run(module: str, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", module, "--json", *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_no_step_has_grown_by_a_fifth() -> None:
+    """Each step executes at most 1.2 times the bytecode instructions of its baseline, and the template's certificate
+    is the CertificateBuilder's."""
+    baseline = json.loads(core.BASELINE.read_text()).get(core.python_version())
+    assert baseline, f"no baseline for Python {core.python_version()}: python -m bench.core --write-baseline"
+    assert core.grown(_run("bench.core", "--opcodes"), baseline) == []
+
+
+def test_growth_is_seen() -> None:
+    """A step that costs a quarter more, that is new or that is gone is named."""
+    assert core.grown({"a": 125.0, "b": 100.0, "new": 1.0}, {"a": 100.0, "b": 100.0, "gone": 1.0}) == [
+        "new: no baseline",
+        "a: 125 opcodes, 1.25 × the baseline's 100",
+        "gone: in the baseline, but not measured any more",
+    ]
+
+
+def test_the_floor_is_the_sum_of_its_parts() -> None:
+    """The floor is what its parts cost: verify, sign, verify; and with a handshake for a fresh connection."""
+    figures = _run("bench.floor", "--loops", "8")
+    assert min(figures.values()) > 0
+    kept = sum(figures[part] for part in floor.KEPT)
+    assert abs(figures["floor, kept connection"] - kept) < 0.1
+    fresh = kept + figures["mutual TLS 1.3 handshake, server"]
+    assert abs(figures["floor, fresh connection"] - fresh) < 0.1
