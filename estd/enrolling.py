@@ -100,7 +100,7 @@ def enroll(options: Options) -> dict[str, Any]:
     return {
         **done,
         "certificate": f"{options.out}.pem",
-        "serial": f"{certificate.serial_number:x}",
+        "serial": _hex(certificate.serial_number),
         "subject": certificate.subject.rfc4514_string(),
         "not_after": certificate.not_valid_after_utc.isoformat(),
     }
@@ -125,6 +125,11 @@ def _wanted(options: Options) -> tuple[Key, x509.Name, x509.SubjectAlternativeNa
     except x509.ExtensionNotFound:
         san = None
     return key, current.subject, san
+
+
+def _hex(serial: int) -> str:
+    """In whole octets, as `estd cert list` shows it."""
+    return serial.to_bytes((serial.bit_length() + 7) // 8, "big").hex()
 
 
 def _write_key(path: Path, key: Key) -> None:

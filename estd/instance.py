@@ -77,7 +77,13 @@ _BARE_RULES = """
 # [[label.default.allow]]
 # who = "basic"
 # credentials = "credentials"       # made by: estd credential add credentials NAME
-# profile = "device"
+# profile = "factory"
+"""
+_BARE_PROFILES = """
+# For a factory's credential, which enrolls many devices: the name is the request's.
+[profile.factory]
+subject = "csr"
+common_name = ["*"]                 # better: what your devices are called, such as ["device-*"]
 """
 
 
@@ -125,7 +131,7 @@ def init(plan: Plan) -> None:
         text = template.substitute(
             listen=plan.listen,
             admin=plan.admin,
-            profiles=_DEMO_PROFILES if plan.demo else "",
+            profiles=_DEMO_PROFILES if plan.demo else _BARE_PROFILES,
             rules=_DEMO_RULES if plan.demo else _BARE_RULES,
             **settings,
         )
