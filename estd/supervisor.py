@@ -30,6 +30,7 @@ _PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _STEADY_SECONDS = 20.0
 """A child that lived so long starts the row anew."""
 _WATCH_SECONDS = 0.5
+_EDGE_OPENSSL = Path(__file__).with_name("templates") / "openssl-edge.cnf"
 _BACKLOG = 4096
 
 
@@ -156,6 +157,7 @@ class Supervisor:
         child.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "estd.child", child.role, str(child.index),
             stdin=asyncio.subprocess.PIPE, pass_fds=(self._block.descriptor, *descriptors.values()),
+            env={**os.environ, "OPENSSL_CONF": str(_EDGE_OPENSSL)} if child.role == "edge" else None,
         )  # fmt: skip
         assert child.process.stdin is not None
         child.process.stdin.write(json.dumps(told).encode() + b"\n")

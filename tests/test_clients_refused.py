@@ -398,3 +398,14 @@ def connected(context: SSL.Context, serving: SSL.Context, session: SSL.Session |
     for one in (client, far):
         one.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)  # or the session would count as broken
     return client
+
+
+def test_no_ticket_is_sent_that_nobody_could_resume(server: Server) -> None:
+    """R9: without resumption the server makes no session tickets on TLS 1.3 either."""
+    command = [program("openssl"), "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_3", "-ign_eof"]
+    shown = subprocess.run(
+        command, input=get(CACERTS, "GET", "Connection: close"), capture_output=True, timeout=60, check=False
+    )
+    assert b"HTTP/1.1 200 OK" in shown.stdout
+    assert b"TLSv1.3" in shown.stdout
+    assert b"New Session Ticket" not in shown.stdout
