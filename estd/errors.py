@@ -1,18 +1,17 @@
 """What can be wrong with a request, each with the status that the device is told.
 
     EstError                  status   reasons
-    ├─ Waiting                202      awaiting_approval
-    ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key linking bad_http
+    ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
+    │                                linking bad_http
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
-    ├─ Forbidden              403      not_granted name_refused key_refused revoked not_issued rekey_refused
+    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused
     ├─ NotFound               404      unknown_label unknown_operation
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
     ├─ UnsupportedMediaType   415      media_type
-    ├─ TooManyRequests        429      too_fast
     └─ Unavailable            503      overloaded token_away ledger_away deadline crl_stale internal
 
-An error carries the sentence that the device reads; `edge.respond` is the one place where it becomes HTTP. A 401 has
+An error carries the sentence that the device reads; `http.respond` is the one place where it becomes HTTP. A 401 has
 an empty body (clients in the field fail on one), so every error's sentence also goes out in the header Estd-Error.
 """
 
@@ -25,7 +24,6 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a request was refused: a closed set, the label of `estd_rejections_total`."""
 
-    AWAITING_APPROVAL = "awaiting_approval"
     NOT_BASE64 = "not_base64"
     NOT_DER = "not_der"
     PEM = "pem"
@@ -52,7 +50,6 @@ class Reason(StrEnum):
     METHOD = "method"
     TOO_LARGE = "too_large"
     MEDIA_TYPE = "media_type"
-    TOO_FAST = "too_fast"
     OVERLOADED = "overloaded"
     TOKEN_AWAY = "token_away"
     LEDGER_AWAY = "ledger_away"
@@ -80,10 +77,6 @@ class EstError(Exception):
         self.sentence = sentence
         self.retry_after = retry_after
         """Seconds, or None where the same request would fail again."""
-
-
-class Waiting(EstError):
-    status = 202
 
 
 class BadRequest(EstError):
@@ -118,10 +111,6 @@ class UnsupportedMediaType(EstError):
     status = 415
 
 
-class TooManyRequests(EstError):
-    status = 429
-
-
 class Unavailable(EstError):
     """The service's own trouble or load: the same request may succeed later, and is told when to come back."""
 
@@ -133,8 +122,7 @@ class Unavailable(EstError):
 
 BY_STATUS: dict[int, type[EstError]] = {
     kind.status: kind
-    for kind in (Waiting, BadRequest, Unauthenticated, Forbidden, NotFound, TooLarge, UnsupportedMediaType,
-                 TooManyRequests, Unavailable)
+    for kind in (BadRequest, Unauthenticated, Forbidden, NotFound, TooLarge, UnsupportedMediaType, Unavailable)
 }  # fmt: skip
 """The class for each status that an issuer's answer may carry (see frames)."""
 
