@@ -7,6 +7,7 @@ token: that is what `estd check` does with the result.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from dataclasses import dataclass
@@ -204,6 +205,9 @@ def _ca(name: str, table: Table) -> Ca:
 def _names(table: Table, key: str) -> NameRule:
     def kind(value: Any) -> NameRule:
         if isinstance(value, list) and all(isinstance(one, str) and one for one in value):
+            if key == "ip":
+                for one in value:
+                    ipaddress.ip_network(one)  # raises ValueError that says what is wrong with it
             return NameRule(source="csr", patterns=tuple(value))
         if value not in ("none", "identity", "csr"):
             raise ValueError

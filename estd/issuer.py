@@ -21,7 +21,7 @@ from estd.batch import BATCH_MAX, BatchLine, Fatal, Ledger
 from estd.config import Config
 from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
-from estd.ledger import Writer
+from estd.ledger import LedgerError, Writer
 from estd.ledger_link import LEDGER_DOOR, RemoteWriter, WriterService, frame
 from estd.logs import Log
 from estd.material import Material, load, read_pin
@@ -206,4 +206,8 @@ def main(config: Config, index: int, listeners: dict[str, socket.socket], slot: 
         return EXIT_FATAL
     signal.signal(signal.SIGTERM, process.drain)
     log("issuer_ready", index=index, python=sys.version.split()[0])
-    return process.run()
+    try:
+        return process.run()
+    except LedgerError as error:  # a revocation that the disk did not take; batches and probes say theirs themselves
+        log("issuer_ends", why=str(error))
+        return EXIT_FATAL

@@ -117,7 +117,7 @@ def identify(policy: LabelPolicy, evidence: Evidence, find_issued: FindIssued, n
             elif issued is not None and issued.revoked:
                 raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
             elif rule.allow.who == "issued":
-                client = _by_issued(rule, evidence.certificate, policy.label, issued, now)
+                client = _by_issued(rule, evidence.certificate, policy, issued, now)
             else:
                 client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
         except EstError as refusal:
@@ -154,19 +154,24 @@ def _own(certificate: ClientCertificate, find_issued: FindIssued) -> Issued | No
 
 
 def _by_issued(
-    rule: Rule, certificate: ClientCertificate, label: Label, issued: Issued | None, now: float
+    rule: Rule, certificate: ClientCertificate, policy: LabelPolicy, issued: Issued | None, now: float
 ) -> Client | None:
     if issued is None:
         return None
     if certificate.fault is not None:
         raise certificate.fault
     certificate.check_time(now)
-    if issued.label != label.name and issued.label not in rule.allow.labels:
+    if issued.label != policy.label.name and issued.label not in rule.allow.labels:
         raise Forbidden(Reason.NOT_GRANTED, f"The client certificate was issued under the label {issued.label!r}.")
+    profile = rule.allow.profile or issued.profile
+    if profile not in policy.profiles:
+        raise Forbidden(
+            Reason.NOT_GRANTED, f"The client certificate's profile {profile!r} is not in the configuration any more."
+        )
     return Client(
         identity=f"cert:{certificate.serial.hex()} {certificate.shown}",
         names=certificate.names,
-        profile=rule.allow.profile or issued.profile,
+        profile=profile,
         issued=True,
     )
 

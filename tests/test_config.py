@@ -285,6 +285,14 @@ def test_names_come_from_a_source_or_a_list(value: str, rule: NameRule) -> None:
     assert parse(text("profile.device", f"dns = {value}"), FOLDER).profiles["device"].dns == rule
 
 
+@pytest.mark.parametrize("pattern", ["10.0.0.0/33", "10.0.0.1/8", "device", ""])
+def test_a_pattern_of_addresses_is_a_network(pattern: str) -> None:
+    """What no address could be inside is found when the configuration is read, not at a device's request."""
+    (told,) = problems(text("profile.device", f'ip = ["10.0.0.0/8", "{pattern}"]'))
+    assert told.startswith("profile.device.ip: ")
+    assert pattern in told
+
+
 @pytest.mark.parametrize("data", [b"[server", b"a = 1\na = 2\n", b"\xff\xfe"])
 def test_what_is_not_toml_is_one_problem(folder: Path, data: bytes) -> None:
     """A file that is not TOML, or not text, is said to be so."""

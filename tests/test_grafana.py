@@ -154,16 +154,6 @@ def test_prometheus_takes_the_configuration() -> None:
     assert "metrics_path: /metrics" in PROMETHEUS.read_text()
 
 
-def test_each_metric_of_prometheus_configuration_is_served(served: dict[str, list[dict[str, str]]]) -> None:
-    """A metric that Prometheus' files name is one that the server exports."""
-    named = {
-        name
-        for path in sorted(GRAFANA.rglob("*.yml"))
-        for name, _ in _METRIC.findall(re.sub(r"#.*", "", path.read_text()))
-    }
-    assert named <= set(served)
-
-
 def test_prometheus_takes_the_metrics(server: Server) -> None:
     """promtool finds nothing wrong with what a running server exports: names, help, units."""
     status, exported = server.admin("/metrics")

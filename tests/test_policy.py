@@ -197,6 +197,13 @@ KEPT_OUT: dict[str, Case] = {
         label_policy(issued_rule(), anchors_rule(OURS)), evidence(ISSUED), ledger(ISSUED, revoked=True),
         reason=Reason.REVOKED, status=403,
     ),
+    "revoked, though its CA is an anchor of an earlier rule": Case(
+        label_policy(anchors_rule(OURS), issued_rule()), evidence(ISSUED), ledger(ISSUED, revoked=True),
+        reason=Reason.REVOKED, status=403,
+    ),
+    "issued under a profile that is not configured any more": Case(
+        ALL_RULES, evidence(ISSUED), ledger(ISSUED, named="gone"), reason=Reason.NOT_GRANTED, status=403,
+    ),
     "the refusal that tells most: expired, not unknown": Case(
         label_policy(anchors_rule(MAKER), anchors_rule(STRANGER)), evidence(OLD_DEVICE), reason=Reason.CERT_EXPIRED,
         status=401,
