@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 import click
 
 from bench import devices
+from bench.figures import Goals, Report, as_json, as_table, make_report
 from bench.generators import GeneratorError, Progress, run_generators
 from bench.plan import Plan
 from bench.preparation import TLS_VERSIONS, Options, Preparation, Target
 from bench.procstat import Watch, read_machine
 from bench.progress import ProgressLine
-from bench.report import Goals, Report, as_json, as_table, make_report
 
 _DEFAULT_COUNT = 10_000
 _DEFAULT_DEVICES = 2000
