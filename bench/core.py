@@ -32,7 +32,6 @@ from estd.config import Config, load
 from estd.enrolling import make_csr
 from estd.identify import ClientCertificate
 from estd.issuance import key_identifier, serials
-from estd.ledger import Writer
 from estd.repeats import Repeats
 from hsm.session import ecdsa_der
 
@@ -77,12 +76,7 @@ class Walk:
         evidence = policy.Evidence(
             label="default", renewal=False, certificate=client, intermediates=(), user=None, rule=-1, binding=b""
         )
-        writer = Writer(config.ledger)
-
-        def find_issued(serial: bytes) -> None:
-            writer.find(serial)
-
-        who = policy.identify(label, evidence, find_issued, now)
+        who = policy.identify(label, evidence, None, now)
         parsed = csr.parse(csr_der)
         authorised = policy.authorise(label, evidence, who, parsed)
         self.issuer = loaded.issuers["root", authorised.profile.name]
@@ -92,8 +86,8 @@ class Walk:
             return self.issuer.prepare(
                 serial=serial,
                 now=int(now),
-                subject=authorised.names.subject,
-                san=authorised.names.san,
+                subject_der=authorised.names.subject_der,
+                san_der=authorised.names.san_der,
                 spki_der=parsed.spki_der,
                 key_bits=parsed.key_bits,
             )
@@ -111,11 +105,12 @@ class Walk:
         self.ca = loaded.cas["root"].certificate
         self.steps: dict[str, Step] = {
             "edge: body to DER": lambda: wire.read_pkcs10(body, pem=False),
+            "edge: validate the CSR": lambda: csr.check(csr_der),
             "edge: pack the request": lambda: frames.pack_request(request),
             "issuer: unpack the request": lambda: frames.unpack_request(packed, 0, len(packed)),
             "issuer: read the client's certificate": lambda: ClientCertificate.parse(chain),
-            "issuer: identify, path known": lambda: policy.identify(label, evidence, find_issued, now),
-            "issuer: parse the CSR, prove possession": lambda: csr.parse(csr_der),
+            "issuer: identify, path known": lambda: policy.identify(label, evidence, None, now),
+            "issuer: parse the CSR": lambda: csr.parse(csr_der),
             "issuer: authorise": lambda: policy.authorise(label, evidence, who, parsed),
             "issuer: asked before?": lambda: list(repeats.find(authorised.repeat_key, now_ms)),
             "issuer: TBSCertificate": prepare,

@@ -7,7 +7,7 @@ before the transaction that records it has returned: nothing unrecorded is ever 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -42,7 +42,7 @@ class Signer(Protocol):
 class Ledger(Protocol):
     """The seam to the ledger. Every call may raise LedgerError."""
 
-    def find(self, serial: bytes) -> Row | None: ...
+    def find_many(self, serials: Collection[bytes]) -> Mapping[bytes, Row]: ...
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None: ...
     def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]: ...
     def record(self, rows: Sequence[Row]) -> None: ...
@@ -108,8 +108,11 @@ class BatchLine:
         mark = time.perf_counter()
         self._slot.observe(metrics.BATCH_SIZE, metrics.BATCH_SIZE.at, len(items))
         fatal = ""
+        for item in items:
+            self._guard(item, self._see, now)
+        held = self._held(items)
         for name, step in (
-            ("identify", self._identify),
+            ("identify", partial(self._identify, held)),
             ("parse", self._parse),
             ("authorise", self._authorise),
         ):
@@ -152,7 +155,8 @@ class BatchLine:
             trouble = Unavailable(Reason.INTERNAL, "The request could not be worked on; the server's log says why.")
             item.answer = refusal(item.request.id, trouble)
 
-    def _identify(self, item: _Item, now: float) -> None:
+    def _see(self, item: _Item, _now: float) -> None:
+        """Who asks, read."""
         request = item.request
         if time.monotonic() > request.deadline:
             raise Unavailable(Reason.DEADLINE, "The request waited too long for its turn.")
@@ -166,18 +170,25 @@ class BatchLine:
             rule=request.rule,
             binding=request.binding,
         )
-        item.client = policy.identify(item.policy, item.evidence, self._find_issued, now)
 
-    def _find_issued(self, serial: bytes) -> Issued | None:
-        row = self._ledger.find(serial)
-        if row is None:
-            return None
-        return Issued(
-            certificate_der=row.certificate_der,
-            label=row.label,
-            profile=row.profile,
-            revoked=row.revoked_at is not None,
-        )
+    def _held(self, items: Sequence[_Item]) -> Mapping[bytes, Row]:
+        """What the ledger holds under the serial numbers of the clients' certificates, asked once for the batch."""
+        shown = [item for item in items if item.evidence is not None and item.evidence.certificate is not None]
+        serials = {item.evidence.certificate.serial for item in shown if item.evidence and item.evidence.certificate}
+        try:
+            return self._ledger.find_many(serials) if serials else {}
+        except Exception as error:
+            self._report("step_failed", error=repr(error)[:500], step="find_many")
+            trouble = Unavailable(Reason.INTERNAL, "The ledger could not be asked; the server's log says why.")
+            for item in shown:
+                item.answer = refusal(item.request.id, trouble)
+            return {}
+
+    def _identify(self, held: Mapping[bytes, Row], item: _Item, now: float) -> None:
+        assert item.evidence is not None
+        certificate = item.evidence.certificate
+        row = held.get(certificate.serial) if certificate is not None else None
+        item.client = policy.identify(item.policy, item.evidence, _issued_before(row), now)
 
     def _parse(self, item: _Item, _now: float) -> None:
         item.csr = csr.parse(item.request.csr_der)
@@ -204,8 +215,8 @@ class BatchLine:
         item.prepared = item.issuer.prepare(
             serial=serial,
             now=int(now),
-            subject=authorised.names.subject,
-            san=authorised.names.san,
+            subject_der=authorised.names.subject_der,
+            san_der=authorised.names.san_der,
             spki_der=authorised.request.spki_der,
             key_bits=authorised.request.key_bits,
         )
@@ -254,6 +265,17 @@ class BatchLine:
             self._repeats.add(row.repeat_key, row.issued_at_ms)
             item.answer = _issued(item, row.serial, row.certificate_der)
         return ""
+
+
+def _issued_before(row: Row | None) -> Issued | None:
+    if row is None:
+        return None
+    return Issued(
+        certificate_der=row.certificate_der,
+        label=row.label,
+        profile=row.profile,
+        revoked=row.revoked_at is not None,
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -1,15 +1,16 @@
-"""A CertificationRequest (PKCS#10, RFC 2986), parsed and proved.
+"""A CertificationRequest (PKCS#10, RFC 2986): proved in an edge, read in the issuer.
 
-`parse` turns DER into a value that the rest may trust: one request without trailing bytes, a key of a kind that estd
-knows, a signature by that key (proof of possession, RFC 7030 §4.2.1). What the request asks for is read here; whether
-it may have it is policy's. Pure: no clock, no token.
+`check` lets through what is one request without trailing bytes, with a key of a kind that estd knows and a signature by
+that key (proof of possession, RFC 7030 §4.2.1); `parse` turns the same octets into a value and does not verify again
+(docs/decisions/0004-possession.md). What the request asks for is read here; whether it may have it is policy's. Pure:
+no clock, no token.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -39,6 +40,7 @@ _ALGORITHMS = {
 }
 """The AlgorithmIdentifier that a key of each kind must have, for the certificate repeats it: named curves alone (RFC
 5480), RSA with its NULL (RFC 3279)."""
+_EC_KINDS = {_ALGORITHMS[kind]: kind for kind in _CURVES.values()}
 _UNCOMPRESSED = 0x04
 _POINT_BYTES = {"ec-p256": 65, "ec-p384": 97, "ec-p521": 133}
 
@@ -49,9 +51,8 @@ UNREADABLE = (
 """What cryptography raises for DER that it does not take, at loading or when a part is read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertificationRequest:
-    """A request whose signature is good. Names are as asked for, not as granted."""
+class CertificationRequest(NamedTuple):
+    """What a request says. Names are as asked for, not as granted."""
 
     csr_der: bytes
     spki_der: bytes
@@ -114,22 +115,38 @@ def key_kind(public_key: object) -> str:
     raise BadRequest(Reason.BAD_KEY, "The request's key is none of EC P-256, P-384, P-521, Ed25519 and RSA.")
 
 
-def parse(csr_der: bytes) -> CertificationRequest:
-    """The request in `csr_der`. A 400 where it is not DER, its key is weak or unknown, or its signature is bad."""
+def _load(csr_der: bytes) -> x509.CertificateSigningRequest:
     try:
-        request = x509.load_der_x509_csr(csr_der)
+        return x509.load_der_x509_csr(csr_der)
     except UNREADABLE:
         raise BadRequest(Reason.NOT_DER, "The body's base64 is not the DER of one PKCS#10 request.") from None
-    spki_der = _subject_public_key_info(request.tbs_certrequest_bytes)
+
+
+def _public_key(request: x509.CertificateSigningRequest) -> object:
     try:
-        public_key = request.public_key()
+        return request.public_key()
     except UnsupportedAlgorithm:
         raise BadRequest(Reason.BAD_KEY, "The request's key is of a kind or curve that estd does not know.") from None
     except ValueError:
         raise BadRequest(Reason.BAD_KEY, "The request's public key is malformed.") from None
-    kind = key_kind(public_key)
-    key_bits = _checked_key_bits(spki_der, kind)
+
+
+def check(csr_der: bytes) -> None:
+    """A 400 where the octets are not the DER of one request, its key is weak, unknown or no point of its curve, or its
+    signature is not by that key."""
+    request = _load(csr_der)
+    public_key = _public_key(request)
+    _checked_key_bits(_subject_public_key_info(request.tbs_certrequest_bytes), key_kind(public_key))
     _prove_possession(request, public_key)
+
+
+def parse(csr_der: bytes) -> CertificationRequest:
+    """What a request says whose possession of the key `check` has proved. A 400 where its names cannot be read."""
+    request = _load(csr_der)
+    spki_der = _subject_public_key_info(request.tbs_certrequest_bytes)
+    algorithm = der.content_start(spki_der, 0)
+    kind = _EC_KINDS.get(spki_der[algorithm : der.element_end(spki_der, algorithm)]) or key_kind(_public_key(request))
+    key_bits = _checked_key_bits(spki_der, kind)
     try:
         subject = request.subject
         extensions = request.extensions

@@ -34,7 +34,7 @@ from estd.errors import (
     UnsupportedMediaType,
 )
 from estd.frames import Request
-from estd.http import HttpServer, answer, respond
+from estd.http import Answer, HttpServer, answer, head, respond
 from estd.issuer_link import IssuerLink
 from estd.logs import Log
 from estd.material import Material, cacerts_body, load
@@ -42,6 +42,7 @@ from estd.material import Material, cacerts_body, load
 _ROOT = "/.well-known/est/"
 _ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
 _SERVED = ("cacerts", *_ENROLMENTS)
+_ENROLLED = head(wire.CERTS_ONLY_TYPE)
 
 
 class _Seen:
@@ -97,7 +98,7 @@ class Edge:
         number = next(self._numbers)
         seen = _Seen()
         try:
-            response = await self._answer(request, seen)
+            response: web.StreamResponse = await self._answer(request, seen)
         except EstError as error:
             seen.reason = error.reason
             response = respond(error)
@@ -134,7 +135,7 @@ class Edge:
             peer=peer,
         )  # fmt: skip
 
-    async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.Response:
+    async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.StreamResponse:
         path = request.rel_url.raw_path  # undecoded: %2F is no slash here, as it is none to a proxy in front
         route = self._routes.get(path)
         if route is None:
@@ -165,7 +166,7 @@ class Edge:
             return NotFound(Reason.UNKNOWN_OPERATION, f"The operation {operation} is not offered here.")
         return NotFound(Reason.UNKNOWN_OPERATION, "There is no such operation; try cacerts or simpleenroll.")
 
-    async def _enroll(self, request: web.BaseRequest, served: _Served, kind: int, seen: _Seen) -> web.Response:
+    async def _enroll(self, request: web.BaseRequest, served: _Served, kind: int, seen: _Seen) -> web.StreamResponse:
         """simpleenroll and simplereenroll (RFC 7030 §4.2): evidence and CSR to an issuer, its answer to the client."""
         label = served.label
         connection = request.get_extra_info("tls")
@@ -203,7 +204,7 @@ class Edge:
                 REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None
             )
         seen.serial = given.serial.hex()
-        return answer(wire.enrolled(given.payload, wrapped=sent.wrapped), wire.CERTS_ONLY_TYPE)
+        return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
     async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:
         """The name of a right credential and the rule it belongs to. A 401 where it is wrong."""
@@ -276,7 +277,9 @@ async def serve(config: Config, index: int, listener: socket.socket, slot: metri
     material = load(config)
     context = tls.server_context(config.server.tls_certificate, config.server.tls_key)
     links = [
-        IssuerLink(config.run / f"issuer-{number}.sock", queue=config.server.queue, slot=slot, loop=loop)
+        IssuerLink(
+            config.run / f"issuer-{number}.sock", validate=csr.check, queue=config.server.queue, slot=slot, loop=loop
+        )
         for number in range(config.server.issuers)
     ]
     edge = Edge(config, material, links, slot, log)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
@@ -53,6 +57,43 @@ def answer(body: bytes, content_type: str) -> web.Response:
         body=body,
         headers={"Server": _SERVER, "Content-Type": content_type, "Content-Transfer-Encoding": "base64"},
     )
+
+
+class Answer(web.StreamResponse):
+    """A 200 to a POST: what `answer` makes, but with a head made once. aiohttp's, from a dictionary of headers, is a
+    seventh of what an edge does for an enrolment."""
+
+    def __init__(self, body: bytes, head: bytes) -> None:
+        super().__init__()
+        self._head = head
+        self._sent = body
+        self._writer: AbstractStreamWriter | None = None
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        if self.keep_alive is None:
+            self._keep_alive = request.keep_alive and request.version >= HttpVersion11
+        self._writer = request.writer
+        return self._writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        assert self._writer is not None
+        end = b"\r\n\r\n" if self.keep_alive else b"\r\nConnection: close\r\n\r\n"
+        date = _date(int(time.time()))
+        await self._writer.write_eof(b"%b%d\r\nDate: %b%b%b" % (self._head, len(self._sent), date, end, self._sent))
+
+
+def head(content_type: str) -> bytes:
+    """The head of an `Answer` up to the value of its Content-Length."""
+    lines = (
+        "HTTP/1.1 200 OK", f"Server: {_SERVER}", f"Content-Type: {content_type}", "Content-Transfer-Encoding: base64",
+        "Content-Length: ",
+    )  # fmt: skip
+    return "\r\n".join(lines).encode()
+
+
+@lru_cache(maxsize=2)
+def _date(now: int) -> bytes:
+    return formatdate(now, usegmt=True).encode()
 
 
 class HttpConnection(RequestHandler):

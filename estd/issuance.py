@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -33,6 +33,9 @@ _ALGORITHMS = {
     "sha384": der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.3")),
     "rsa": der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.1.11") + der.NULL),
 }
+_CRITICAL = b"\x01\x01\xff"
+_SAN = der.oid("2.5.29.17")
+_NO_NAME = der.tlv(der.SEQUENCE, b"")
 _YEAR_2050 = 2524608000
 
 
@@ -66,8 +69,7 @@ def key_identifier(key_bits: bytes) -> bytes:
     return hashlib.sha256(key_bits).digest()[:20]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A TBSCertificate that waits for its signature."""
 
     serial: bytes
@@ -151,12 +153,13 @@ class Issuer:
         *,
         serial: bytes,
         now: int,
-        subject: x509.Name,
-        san: Sequence[x509.GeneralName],
+        subject_der: bytes,
+        san_der: bytes,
         spki_der: bytes,
         key_bits: bytes,
     ) -> Prepared:
-        """The TBSCertificate for names and a key that were authorised. A 503 where the CA itself has expired.
+        """The TBSCertificate for names and a key that were authorised: a Name, and GeneralNames or nothing. A 503 where
+        the CA itself has expired.
 
         The validity's last second counts (RFC 5280 §4.1.2.5), so 90 days end a second before their 91st begins; it
         never reaches past the CA's.
@@ -167,9 +170,9 @@ class Issuer:
         not_after = min(now + self._validity_seconds - 1, self._ca_until)
         ski = der.tlv(der.OCTET_STRING, der.tlv(der.OCTET_STRING, key_identifier(key_bits)))
         extensions = self._before_ski + der.tlv(der.SEQUENCE, self._ski + ski)
-        if san:
-            name = _extension(x509.SubjectAlternativeName(san), critical=not subject.rdns)
-            extensions += der.tlv(der.SEQUENCE, name)
+        if san_der:
+            critical = _CRITICAL if subject_der == _NO_NAME else b""
+            extensions += der.tlv(der.SEQUENCE, _SAN + critical + der.tlv(der.OCTET_STRING, san_der))
         tbs = der.tlv(
             der.SEQUENCE,
             b"".join(
@@ -179,7 +182,7 @@ class Issuer:
                     self._algorithm,
                     self._issuer,
                     der.tlv(der.SEQUENCE, time_der(not_before) + time_der(not_after)),
-                    subject.public_bytes(),
+                    subject_der,
                     spki_der,
                     der.tlv(der.EXPLICIT_3, der.tlv(der.SEQUENCE, extensions)),
                 )
@@ -195,7 +198,7 @@ class Issuer:
 
 def _extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
     """The content of an Extension: OID, the critical flag where it is true, the value in an OCTET STRING."""
-    flag = b"\x01\x01\xff" if critical else b""
+    flag = _CRITICAL if critical else b""
     return der.oid(value.oid.dotted_string) + flag + der.tlv(der.OCTET_STRING, value.public_bytes())
 
 

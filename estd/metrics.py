@@ -20,7 +20,7 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "other")
 STATUSES = ("200", "400", "401", "403", "404", "405", "413", "415", "500", "503")
-STAGES = ("identify", "parse", "authorise", "prepare", "sign", "commit")
+STAGES = ("validate", "identify", "parse", "authorise", "prepare", "sign", "commit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class Family:
     values: tuple[tuple[str, ...], ...]
     bounds: tuple[float, ...]
     at: int
+    starts: dict[tuple[str, ...], int]
+    """Where the series of each combination of label values begins."""
 
     @property
     def width(self) -> int:
@@ -45,7 +47,7 @@ class Family:
 
     def series(self, *values: str) -> int:
         """Where the series with these label values begins."""
-        return self.at + self.width * self.values.index(values)
+        return self.starts[values]
 
 
 FAMILIES: list[Family] = []
@@ -53,9 +55,11 @@ FAMILIES: list[Family] = []
 
 def _family(kind: str, name: str, text: str, *, bounds: tuple[float, ...] = (), **labels: Sequence[str]) -> Family:
     at = FAMILIES[-1].end if FAMILIES else 0
+    width = len(bounds) + 2 if bounds else 1
+    values = tuple(product(*labels.values()))
     made = Family(
-        kind=kind, name=name, help=text, labels=tuple(labels), values=tuple(product(*labels.values())), bounds=bounds,
-        at=at,
+        kind=kind, name=name, help=text, labels=tuple(labels), values=values, bounds=bounds, at=at,
+        starts={one: at + width * index for index, one in enumerate(values)},
     )  # fmt: skip
     FAMILIES.append(made)
     return made

@@ -60,9 +60,14 @@ class Names:
     san: tuple[x509.GeneralName, ...]
 
     @cached_property
-    def der(self) -> bytes:
-        """Subject and subjectAltName, DER one after the other."""
-        return self.subject.public_bytes() + (x509.SubjectAlternativeName(self.san).public_bytes() if self.san else b"")
+    def subject_der(self) -> bytes:
+        """The subject, a Name."""
+        return self.subject.public_bytes()
+
+    @cached_property
+    def san_der(self) -> bytes:
+        """The subjectAltName, GeneralNames; empty without any."""
+        return x509.SubjectAlternativeName(self.san).public_bytes() if self.san else b""
 
     @cached_property
     def text(self) -> str:

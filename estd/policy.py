@@ -11,9 +11,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography import x509
 
@@ -25,8 +25,7 @@ from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
 from estd.identify import Anchors, ClientCertificate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Issued:
+class Issued(NamedTuple):
     """What the ledger holds of a certificate that estd issued."""
 
     certificate_der: bytes
@@ -35,8 +34,7 @@ class Issued:
     revoked: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Who asks, as the edge saw it."""
 
     label: str
@@ -70,8 +68,7 @@ class LabelPolicy:
     profiles: Mapping[str, Profile]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Authorised:
+class Authorised(NamedTuple):
     """A request that may become a certificate, with the names it was granted. Only `authorise` makes one."""
 
     label: Label
@@ -85,8 +82,7 @@ class Authorised:
     """Equal for requests that are the same request sent again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
+class Client(NamedTuple):
     """One whom a rule lets in."""
 
     identity: str
@@ -96,18 +92,15 @@ class Client:
     issued: bool
 
 
-FindIssued = Callable[[bytes], Issued | None]
-"""What the ledger holds under a serial number."""
-
-
-def identify(policy: LabelPolicy, evidence: Evidence, find_issued: FindIssued, now: float) -> Client:
-    """The client that the first fitting rule lets in. A 401 or 403 that tells most where none does."""
+def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: float) -> Client:
+    """The client that the first fitting rule lets in; `held` is what the ledger has under the serial number of its
+    certificate. A 401 or 403 that tells most where none does."""
     if evidence.certificate is None and evidence.user is None:
         raise Unauthenticated(
             Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
         )
     refusals: list[EstError] = []
-    issued = _own(evidence.certificate, find_issued) if evidence.certificate is not None else None
+    issued = _own(evidence.certificate, held) if evidence.certificate is not None else None
     for index, rule in enumerate(policy.rules):
         try:
             if rule.allow.who == "basic":
@@ -144,13 +137,12 @@ def _by_basic(rule: Rule, index: int, evidence: Evidence) -> Client | None:
     )
 
 
-def _own(certificate: ClientCertificate, find_issued: FindIssued) -> Issued | None:
+def _own(certificate: ClientCertificate, held: Issued | None) -> Issued | None:
     """What the ledger knows, where it holds this very certificate. That is more than a path, and costs no
     verification: each signature in the ledger was verified before it was recorded."""
-    found = find_issued(certificate.serial)
-    if found is None or not hmac.compare_digest(found.certificate_der, certificate.der):
+    if held is None or not hmac.compare_digest(held.certificate_der, certificate.der):
         return None
-    return found
+    return held
 
 
 def _by_issued(
@@ -281,7 +273,8 @@ def _repeat_key(
         b"renew" if evidence.renewal else b"enroll",
         client.identity.encode(),
         request.spki_der,
-        granted.der,
+        granted.subject_der,
+        granted.san_der,
         profile.name.encode(),
     ]
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()

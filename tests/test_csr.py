@@ -329,9 +329,15 @@ def _dsa_key() -> dsa.DSAPrivateKey:
     return dsa.generate_private_key(1024)
 
 
+def proved(csr_der: bytes) -> CertificationRequest:
+    """What becomes of a request on its way through edge and issuer."""
+    csr.check(csr_der)
+    return csr.parse(csr_der)
+
+
 def parse_or_refusal(csr_der: bytes) -> CertificationRequest | EstError:
     try:
-        return csr.parse(csr_der)
+        return proved(csr_der)
     except EstError as refusal:
         return refusal
 
@@ -342,7 +348,7 @@ def test_takes_each_kind_of_key(kind: str) -> None:
     key = KINDS[kind]()
     names = [x509.DNSName("a.example"), x509.UniformResourceIdentifier("urn:x:y")]
     csr_der = make.csr(key, subject=make.name("é", ORGANIZATION_NAME="Acme"), san=names, challenge_password=b"secret")
-    found = csr.parse(csr_der)
+    found = proved(csr_der)
     assert (found.key_kind, found.csr_der, found.spki_der) == (kind, csr_der, spki(key))
     assert found.subject == make.name("é", ORGANIZATION_NAME="Acme")
     assert list(found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value) == names
@@ -357,19 +363,19 @@ def test_takes_each_kind_of_key(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ec-p256", "ec-p384", "rsa-2048"])
 def test_takes_each_hash(kind: str, algorithm: hashes.HashAlgorithm) -> None:
     """A request may be signed with SHA-256, SHA-384 or SHA-512, whatever its key."""
-    assert csr.parse(make.csr(KINDS[kind](), algorithm=algorithm)).key_kind == kind
+    assert proved(make.csr(KINDS[kind](), algorithm=algorithm)).key_kind == kind
 
 
 def test_takes_a_request_without_names_or_attributes() -> None:
     """A request may ask for nothing but its key."""
-    found = csr.parse(request(subject=b"\x30\0"))
+    found = proved(request(subject=b"\x30\0"))
     assert (list(found.subject), list(found.extensions), found.challenge_password) == ([], [], None)
 
 
 @pytest.mark.parametrize("tag", [UTF8, PRINTABLE, 0x14, 0x16], ids=["UTF8", "Printable", "Teletex", "IA5"])
 def test_R13_challenge_password_in_any_string(tag: int) -> None:
     """R13: a challengePassword's octets are read whatever kind of string holds them (RFC 2985 §5.4.1)."""
-    found = csr.parse(request(password(tag, b"QUJD")))
+    found = proved(request(password(tag, b"QUJD")))
     assert found.challenge_password == b"QUJD"
 
 
@@ -377,7 +383,7 @@ def test_a_password_elsewhere_is_none() -> None:
     """The attribute's OID in another place of the request makes no challengePassword."""
     csr_der = request(subject=subject_of(der.oid(CHALLENGE_PASSWORD)))
     assert csr.has_challenge_password(csr_der)
-    assert csr.parse(csr_der).challenge_password is None
+    assert proved(csr_der).challenge_password is None
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -385,7 +391,7 @@ def test_refuses(case: str) -> None:
     """Each request that is malformed, weak or not proved is a 400 of its own reason."""
     build, reason = REFUSED[case]
     with pytest.raises(BadRequest) as caught:
-        csr.parse(build())
+        proved(build())
     assert (caught.value.status, caught.value.reason) == (400, reason)
     assert caught.value.sentence.endswith(".")
 
@@ -531,4 +537,4 @@ def test_base64_of_a_request_is_what_the_edge_hands_over() -> None:
     csr_der = base64.b64decode(make.body(make.csr()))
     digest = hashes.Hash(hashes.SHA256())
     digest.update(csr_der)
-    assert csr.parse(csr_der).sha256 == digest.finalize()
+    assert proved(csr_der).sha256 == digest.finalize()

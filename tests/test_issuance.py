@@ -23,6 +23,7 @@ from estd import csr, der, issuance
 from estd.config import EXTENDED_KEY_USAGES, KEY_USAGES, Profile
 from estd.errors import Unavailable
 from estd.issuance import CaCertificate, Issuer
+from estd.names import Names
 from tests import make
 from tests.test_csr import KINDS, rsa_key
 from tests.test_names import profile
@@ -153,14 +154,27 @@ def test_R50_equals_the_builder(
     CertificateBuilder, byte for byte."""
     authority = ca(ca_kind, ends=ca_ends, key_id=ca_id)
     issuer = Issuer(authority, limits)
+    given = Names(subject=subject, san=tuple(san))
     if now > ca_ends:
         with pytest.raises(Unavailable):
-            issuer.prepare(serial=b"\1" * 16, now=now, subject=subject, san=san, spki_der=b"", key_bits=b"")
+            issuer.prepare(
+                serial=b"\1" * 16,
+                now=now,
+                subject_der=given.subject_der,
+                san_der=given.san_der,
+                spki_der=b"",
+                key_bits=b"",
+            )
         return
     request = csr.parse(make.csr(subject_key(kind)))
     (serial,) = issuance.serials(1, now * 1000)
     prepared = issuer.prepare(
-        serial=serial, now=now, subject=subject, san=san, spki_der=request.spki_der, key_bits=request.key_bits
+        serial=serial,
+        now=now,
+        subject_der=given.subject_der,
+        san_der=given.san_der,
+        spki_der=request.spki_der,
+        key_bits=request.key_bits,
     )
     assert prepared.not_before == now - limits.backdate_seconds
     assert prepared.not_after == min(now + limits.validity_seconds - 1, ca_ends)
@@ -181,9 +195,10 @@ def issue(
     """A certificate as an issuer makes it, the token's part done in software."""
     request = csr.parse(make.csr(subject_key(kind)))
     issuer = Issuer(authority, limits)
+    given = Names(subject=make.name() if subject is None else subject, san=tuple(san))
     prepared = issuer.prepare(
-        serial=issuance.serials(1, now * 1000)[0], now=now, subject=make.name() if subject is None else subject,
-        san=san, spki_der=request.spki_der, key_bits=request.key_bits,
+        serial=issuance.serials(1, now * 1000)[0], now=now, subject_der=given.subject_der,
+        san_der=given.san_der, spki_der=request.spki_der, key_bits=request.key_bits,
     )  # fmt: skip
     key = ca_key(signer)
     if signer.startswith("rsa"):

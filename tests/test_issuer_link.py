@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from estd import frames, metrics
-from estd.errors import Reason, Refused, Unavailable
+from estd.errors import BadRequest, Reason, Refused, Unavailable
 from estd.frames import Answer, Request, Splitter
 from estd.issuer_link import IssuerLink
 from tests import make, servers
@@ -62,14 +62,20 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def run(folder: Path, act: Callable[[Issuer, IssuerLink], Awaitable[None]], *, queue: int = 8) -> metrics.Slot:
+def run(
+    folder: Path,
+    act: Callable[[Issuer, IssuerLink], Awaitable[None]],
+    *,
+    queue: int = 8,
+    validate: Callable[[bytes], None] = lambda _: None,
+) -> metrics.Slot:
     """Run `act` with a link that is connected to an issuer; returns the metrics' slot."""
     slot = metrics.Block.create(1).slot(0)
 
     async def stage() -> None:
         path = folder / "issuer.sock"
         async with Issuer(path) as issuer:
-            link = IssuerLink(path, queue=queue, slot=slot, loop=asyncio.get_running_loop())
+            link = IssuerLink(path, validate=validate, queue=queue, slot=slot, loop=asyncio.get_running_loop())
             await link.connect()
             try:
                 await act(issuer, link)
@@ -151,6 +157,73 @@ def test_a_client_that_left_is_cancelled(folder: Path) -> None:
         assert issuer.asked[1].id == issuer.asked[0].id
 
     run(folder, act)
+
+
+def test_only_what_is_valid_goes_out(folder: Path) -> None:
+    """A bad CSR is refused with what its validation raised, and its place in the queue is free again."""
+    bad = {3, 17, 40}
+    seen: list[bytes] = []
+
+    def validate(csr_der: bytes) -> None:
+        seen.append(csr_der)
+        if int(csr_der) in bad:
+            raise BadRequest(Reason.BAD_SIGNATURE, csr_der.decode())
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        asking = [
+            asyncio.ensure_future(link.ask(request()._replace(csr_der=str(number).encode()))) for number in range(50)
+        ]
+        await until(lambda: len(issuer.asked) == 47)
+        for one in issuer.asked:
+            issuer.answer(one.id)
+        given = await asyncio.gather(*asking, return_exceptions=True)
+        assert {n for n, one in enumerate(given) if isinstance(one, BadRequest) and str(n) == one.sentence} == bad
+        assert [one.status for one in given if isinstance(one, Answer)] == [200] * 47
+
+    slot = run(folder, act, queue=50, validate=validate)
+    assert seen == [str(number).encode() for number in range(50)], "each once, in their order"
+    assert slot.get(metrics.QUEUE_DEPTH.at) == 0
+    stage = metrics.STAGE_SECONDS.series("validate")
+    assert sum(slot.get(stage + bucket) for bucket in range(len(metrics.SECONDS) + 1)) == 2, "32 and 18"
+
+
+def test_what_is_not_validated_yet_is_never_handed_over(folder: Path) -> None:
+    """Neither an issuer that comes back nor a full queue gets, or costs, a validation ahead of its turn."""
+    seen: list[bytes] = []
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        asking = [asyncio.ensure_future(link.ask(request())) for _ in range(40)]
+        await asyncio.sleep(0)  # they have arrived, and nothing of them is validated
+        with pytest.raises(Unavailable):
+            await link.ask(request())
+        assert seen == []
+        link.connection_made(link._transport)  # type: ignore[arg-type]
+        assert link._outgoing == []
+        await until(lambda: len(issuer.asked) == 40)
+        for one in issuer.asked:
+            issuer.answer(one.id)
+        await asyncio.gather(*asking)
+
+    run(folder, act, queue=40, validate=seen.append)
+    assert len(seen) == 40
+
+
+def test_a_fault_of_the_validation_hurts_its_request_alone(folder: Path) -> None:
+    """An unforeseen exception is raised where its request waits."""
+
+    def validate(csr_der: bytes) -> None:
+        if csr_der == b"odd":
+            raise ZeroDivisionError
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        asking = [asyncio.ensure_future(link.ask(request()._replace(csr_der=one))) for one in (b"odd", b"even")]
+        await until(lambda: len(issuer.asked) == 1)
+        issuer.answer(issuer.asked[0].id)
+        odd, even = await asyncio.gather(*asking, return_exceptions=True)
+        assert isinstance(odd, ZeroDivisionError)
+        assert isinstance(even, Answer)
+
+    run(folder, act, validate=validate)
 
 
 def test_overload_is_answered_over_tls(folder: Path) -> None:
