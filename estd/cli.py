@@ -17,9 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import __version__, credentials
-from estd.config import KEY_KINDS, Config, load
+from estd.config import Config, load
 from estd.errors import ClientError, ConfigError
 from estd.issuance import SERIAL_BYTES
+from estd.labels import KEY_KINDS
 from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row, Writer
 from estd.ledger_link import RemoteWriter
 from estd.toml_table import address

@@ -57,7 +57,7 @@ class CertificationRequest(NamedTuple):
     csr_der: bytes
     spki_der: bytes
     key_kind: str
-    """One of config.KEY_KINDS."""
+    """One of labels.KEY_KINDS."""
     key_bits: bytes
     """The content of subjectPublicKey without its unused-bits octet, over which RFC 5280's key identifier runs."""
     subject: x509.Name
@@ -95,7 +95,7 @@ def _checked_key_bits(spki_der: bytes, kind: str) -> bytes:
 
 
 def key_kind(public_key: object) -> str:
-    """The key's kind (config.KEY_KINDS). A 400 where estd certifies no such key."""
+    """The key's kind (labels.KEY_KINDS). A 400 where estd certifies no such key."""
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         kind = _CURVES.get(public_key.curve.name)
         if kind is None:

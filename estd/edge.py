@@ -17,7 +17,7 @@ from aiohttp import http_parser, web
 from OpenSSL import SSL
 
 from estd import csr, frames, metrics, tls, wire
-from estd.config import OPERATIONS, Config, Label
+from estd.config import Config
 from estd.credentials import Credentials, read_header
 from estd.errors import (
     BY_STATUS,
@@ -36,6 +36,7 @@ from estd.errors import (
 from estd.frames import Request
 from estd.http import Answer, HttpServer, answer, head, respond
 from estd.issuer_link import IssuerLink
+from estd.labels import OPERATIONS, Label
 from estd.logs import Log
 from estd.material import Material, cacerts_body, load
 

@@ -51,7 +51,7 @@ class Options:
 
 
 def generate_key(kind: str) -> Key:
-    """A new key of one of config.KEY_KINDS."""
+    """A new key of one of labels.KEY_KINDS."""
     if kind == "ed25519":
         return ed25519.Ed25519PrivateKey.generate()
     if kind.startswith("rsa-"):

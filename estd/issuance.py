@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from estd import der
-from estd.config import Profile
 from estd.errors import Reason, Unavailable
+from estd.labels import Profile
 
 Tbs = NewType("Tbs", bytes)
 CertificateDer = NewType("CertificateDer", bytes)

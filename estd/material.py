@@ -18,11 +18,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import wire
-from estd.config import Allow, Ca, Config, Label
+from estd.config import Ca, Config
 from estd.crl import CrlFiles
 from estd.errors import ConfigError
 from estd.identify import Anchors
 from estd.issuance import CaCertificate, Issuer
+from estd.labels import Allow, Label
 from estd.policy import LabelPolicy, Rule
 
 T = TypeVar("T")

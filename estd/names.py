@@ -15,8 +15,8 @@ from functools import cached_property, lru_cache
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from estd.config import NameRule, Profile
 from estd.errors import BadRequest, Forbidden, Reason
+from estd.labels import NameRule, Profile
 
 SUBJECT_TYPES = {
     "CN": (NameOID.COMMON_NAME, 64),

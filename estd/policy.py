@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from cryptography import x509
 
 from estd import names
-from estd.config import Allow, Label, Profile
 from estd.crl import CrlFiles
 from estd.csr import CertificationRequest
 from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
 from estd.identify import Anchors, ClientCertificate
+from estd.labels import Allow, Label, Profile
 
 
 class Issued(NamedTuple):

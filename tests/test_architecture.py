@@ -15,8 +15,8 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "der", "frames", "repeats", "tls", "toml_table"),
-    ("config", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
-    ("names", "issuance", "logs", "enrolling", "issuer_link"),
+    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
+    ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
     ("identify", "ledger"),
     ("policy", "ledger_link"),
     ("material",),

@@ -10,8 +10,9 @@ from string import Template
 import pytest
 
 from estd import config, toml_table
-from estd.config import OPERATIONS, Config, NameRule, parse
+from estd.config import Config, parse
 from estd.errors import ConfigError
+from estd.labels import OPERATIONS, NameRule
 from estd.toml_table import Address, address, duration, size
 
 FOLDER = Path("/srv/estd")

@@ -20,9 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from estd import csr, der, issuance
-from estd.config import EXTENDED_KEY_USAGES, KEY_USAGES, Profile
 from estd.errors import Unavailable
 from estd.issuance import CaCertificate, Issuer
+from estd.labels import EXTENDED_KEY_USAGES, KEY_USAGES, Profile
 from estd.names import Names
 from tests import make
 from tests.test_csr import KINDS, rsa_key

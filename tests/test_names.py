@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estd import csr, names
-from estd.config import NameRule, Profile
 from estd.errors import EstError, Forbidden, Reason
+from estd.labels import NameRule, Profile
 from estd.names import Names
 from tests import make
 from tests.test_csr import UTF8, der, extension, request, subject_of, wants

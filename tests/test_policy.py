@@ -13,10 +13,10 @@ import pytest
 from cryptography import x509
 
 from estd import crl, csr, policy
-from estd.config import Allow, Label, Profile
 from estd.crl import CrlFiles
 from estd.errors import BadRequest, EstError, Forbidden, Reason, Unavailable
 from estd.identify import Anchors, ClientCertificate
+from estd.labels import Allow, Label, Profile
 from estd.policy import Authorised, Client, Evidence, Issued, LabelPolicy, Rule
 from tests import make
 from tests.make import Identity

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from estd import config
+from estd import config, labels
 from estd.client import EstClient, Refused
 from estd.errors import ConfigError
 from tests import make
@@ -307,7 +307,7 @@ def test_R3_what_is_not_offered_is_a_404(operation: str, label: str | None, meth
     assert f"{operation} is not offered" in text
 
 
-@pytest.mark.parametrize("name", config.OPERATIONS)
+@pytest.mark.parametrize("name", labels.OPERATIONS)
 def test_R4_no_label_is_named_as_an_operation(name: str, server: Server) -> None:
     """R4: the configuration refuses a label with the name of an operation, served or not."""
     text = server.config.read_text()
