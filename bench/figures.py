@@ -1,25 +1,31 @@
-"""The figures of a run, as a table for people and as one JSON object."""
+"""The figures of a run: what is counted, divided and held against the goals, and the one JSON object of all."""
 
 from __future__ import annotations
 
 import json
 import math
-from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from bench.plan import SHED, Tally
-from bench.procstat import MachineTime, ProcessUse
+from bench import scrape, series
+from bench.course import Measured, Result
+from bench.machine import Machine
+from bench.scenario import Goals, Scenario
+from bench.tally import SHED
 
-_MIB = 1 << 20
-_PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+_GENERATOR_LIMIT = 0.9
+"""A generator that uses more of a core measures itself as much as the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goals:
-    """What the run has to reach; None where nothing is asked."""
+class Origin:
+    """Where figures come from: the command, and what it ran on."""
 
-    rate_per_second: float | None
-    p99_us: float | None
+    what: str
+    command: str
+    commit: str
+    machine: Machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,46 +42,92 @@ class ProcessRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """A step of a ramp."""
+
+    rate_per_second: float
+    held: bool
+    enrolments: int
+    good_per_second: float
+    p50_us: float | None
+    p99_us: float | None
+    shed: int
+    errors: int
+    server_cpu_us_per_enrolment: float | None
+    generator_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixFigures:
+    """What came of one kind of request of a mix."""
+
+    sent: int
+    expected: int
+    shed: int
+    unexpected: int
+    p99_us: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What the server did in a closed loop before an open loop at a part of that."""
+
+    rate_per_second: float
+    enrolments: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All figures. `errors` leaves out what was shed and includes what was not sent or failed verification."""
+    """All figures; of a ramp those of its highest step that held, with all steps in `series`, `cpu_series`, `metrics`
+    and `steps`. `errors` leaves out what was shed and includes what was not sent or failed verification; `requests`
+    are all, in a mix those that do not enroll too. `generator_share` is how much of a core the busiest generator used.
+    """
 
     what: str
+    scenario: str
+    command: str
+    began: str
+    commit: str
+    machine: Machine
     enrolments: int
+    requests: int
     seconds: float
     rate_per_second: float
     latency_us: dict[str, float]
     late_us: dict[str, float]
     errors: dict[str, int]
+    errors_tolerated: bool
     examples: dict[str, str]
     shed: int
     events: dict[str, int]
     verified: int
     generator_cpu_us_per_enrolment: float | None
+    generator_share: float
+    generator_was_limit: bool
     server_cpu_us_per_enrolment: float | None
     processes: tuple[ProcessRow, ...]
     machine_idle_percent: float
     machine_steal_percent: float
     missed: tuple[str, ...]
+    capacity: Capacity | None
+    steps: tuple[StepRow, ...]
+    mix: dict[str, MixFigures]
+    series: dict[str, list[Any]]
+    cpu_series: dict[str, Any]
+    metrics: scrape.Histograms
+    hdr: str
 
     def passed(self) -> bool:
-        """Whether all enrolments came out well, apart from those shed, and all goals were reached."""
-        return not self.errors and not self.missed and self.enrolments > 0
-
-
-def percentiles(values: array[float], points: tuple[float, ...] = _PERCENTILES) -> dict[str, float]:
-    """The nearest-rank percentiles and the maximum by name; empty without values."""
-    if not values:
-        return {}
-    ordered = sorted(values)
-    found = {f"p{point:g}": ordered[math.ceil(len(ordered) * point / 100) - 1] for point in points}
-    return found | {"max": ordered[-1]}
+        """Whether what came out is within the goals, and something came out well; what was shed is no error."""
+        return self.errors_tolerated and not self.missed and self.requests > self.shed + sum(self.errors.values())
 
 
 def _per(total_us: float, count: int) -> float | None:
     return total_us / count if count else None
 
 
-def _missed(goals: Goals, rate_per_second: float, latency_us: dict[str, float]) -> tuple[str, ...]:
+def missed_goals(goals: Goals, rate_per_second: float, latency_us: dict[str, float]) -> tuple[str, ...]:
+    """A sentence for each goal that was not reached."""
     missed = []
     if goals.rate_per_second is not None and rate_per_second < goals.rate_per_second:
         missed.append(f"{rate_per_second:,.0f} enrolments/s are below the goal of {goals.rate_per_second:,.0f}/s")
@@ -85,110 +137,123 @@ def _missed(goals: Goals, rate_per_second: float, latency_us: dict[str, float]) 
     return tuple(missed)
 
 
-def make_report(
-    *,
-    what: str,
-    tally: Tally,
-    seconds: float,
-    uses: list[ProcessUse],
-    machine_before: MachineTime,
-    machine_after: MachineTime,
-    mismatched: int,
-    goals: Goals,
-) -> Report:
-    """Works out the figures; `mismatched` of the tally's samples did not hold what was asked for."""
-    errors = {kind: count for kind, count in sorted(tally.kinds.items()) if kind != SHED}
-    if tally.unsent:
-        errors["not sent"] = tally.unsent
-    if mismatched:
-        errors["wrong certificate (of the samples)"] = mismatched
-    rows = tuple(
+def _process_rows(measured: Measured) -> tuple[ProcessRow, ...]:
+    return tuple(
         ProcessRow(
             label=use.label,
             pid=use.pid,
             state=use.state,
-            cpu_us_per_enrolment=_per(use.cpu_ns / 1e3, tally.good),
+            cpu_us_per_enrolment=_per(use.cpu_ns / 1e3, measured.tally.good),
             cpu_seconds=use.cpu_ns / 1e9,
             rss_bytes=use.rss_bytes,
             peak_rss_bytes=use.peak_rss_bytes,
         )
-        for use in uses
+        for use in measured.uses
     )
-    machine_ticks = max(1, machine_after.total_ticks - machine_before.total_ticks)
-    latency_us = percentiles(tally.latencies_us)
-    rate_per_second = tally.good / seconds
+
+
+def _step_rows(result: Result) -> tuple[StepRow, ...]:
+    rows = []
+    for tried, step in zip(result.tried, result.steps, strict=False):
+        latency_us = step.tally.latencies().percentiles()
+        rows.append(
+            StepRow(
+                rate_per_second=tried.rate_per_second,
+                held=tried.held,
+                enrolments=step.tally.good,
+                good_per_second=step.tally.good / step.seconds,
+                p50_us=latency_us.get("p50"),
+                p99_us=latency_us.get("p99"),
+                shed=step.tally.failures[SHED],
+                errors=sum(step.errors().values()),
+                server_cpu_us_per_enrolment=step.server_cpu_us_per_enrolment(),
+                generator_share=step.tally.busiest_share,
+            )
+        )
+    return tuple(rows)
+
+
+def _mix(measured: Measured) -> dict[str, MixFigures]:
+    return {
+        name: MixFigures(
+            sent=row.sent,
+            expected=row.expected,
+            shed=row.shed,
+            unexpected=row.unexpected,
+            p99_us=row.latencies.percentiles().get("p99"),
+        )
+        for name, row in measured.tally.mix.items()
+    }
+
+
+def _capacity(measured: Measured | None) -> Capacity | None:
+    if measured is None:
+        return None
+    return Capacity(rate_per_second=measured.tally.good / measured.seconds, enrolments=measured.tally.good)
+
+
+def _all_missed(result: Result, goals: Goals, rate_per_second: float, latency_us: dict[str, float]) -> tuple[str, ...]:
+    missed = missed_goals(goals, rate_per_second, latency_us)
+    if result.tried and not any(tried.held for tried in result.tried):
+        missed = (*missed, "no rate held the goals; the figures are of the first")
+    return missed
+
+
+def make_report(result: Result, scenario: Scenario, origin: Origin) -> Report:
+    """Works out the figures."""
+    measured = result.headline
+    tally = measured.tally
+    latencies = tally.latencies()
+    latency_us = latencies.percentiles()
+    errors = measured.errors()
+    rate_per_second = tally.good / measured.seconds
+    before, after = measured.machine_before, measured.machine_after
+    ticks = max(1, after.total_ticks - before.total_ticks)
+    busiest = max(step.tally.busiest_share for step in result.steps)
     return Report(
-        what=what,
+        what=origin.what,
+        scenario=scenario.name,
+        command=origin.command,
+        began=result.began.isoformat(timespec="seconds"),
+        commit=origin.commit,
+        machine=origin.machine,
         enrolments=tally.good,
-        seconds=seconds,
+        requests=measured.requests(),
+        seconds=measured.seconds,
         rate_per_second=rate_per_second,
         latency_us=latency_us,
-        late_us=percentiles(tally.late_us, (50.0, 99.0)),
+        late_us=tally.late.percentiles((50.0, 99.0)),
         errors=errors,
-        examples={kind: example for kind, example in tally.examples.items() if example},
-        shed=tally.kinds[SHED],
+        errors_tolerated=sum(errors.values()) <= scenario.goals.errors * measured.requests(),
+        examples={failure: example for failure, example in tally.examples.items() if example},
+        shed=tally.failures[SHED],
         events=dict(sorted(tally.events.items())),
-        verified=len(tally.samples) - mismatched,
+        verified=len(tally.samples) - measured.mismatched,
         generator_cpu_us_per_enrolment=_per(tally.cpu_seconds * 1e6, tally.good),
-        server_cpu_us_per_enrolment=_per(sum(use.cpu_ns for use in uses) / 1e3, tally.good) if uses else None,
-        processes=rows,
-        machine_idle_percent=100 * (machine_after.idle_ticks - machine_before.idle_ticks) / machine_ticks,
-        machine_steal_percent=100 * (machine_after.steal_ticks - machine_before.steal_ticks) / machine_ticks,
-        missed=_missed(goals, rate_per_second, latency_us),
+        generator_share=busiest,
+        generator_was_limit=busiest > _GENERATOR_LIMIT,
+        server_cpu_us_per_enrolment=measured.server_cpu_us_per_enrolment(),
+        processes=_process_rows(measured),
+        machine_idle_percent=100 * (after.idle_ticks - before.idle_ticks) / ticks,
+        machine_steal_percent=100 * (after.steal_ticks - before.steal_ticks) / ticks,
+        missed=_all_missed(result, scenario.goals, rate_per_second, latency_us),
+        capacity=_capacity(result.capacity),
+        steps=_step_rows(result),
+        mix=_mix(measured),
+        **_over_time(result.steps),
+        hdr=latencies.encode().decode(),
     )
+
+
+def _over_time(steps: Sequence[Measured]) -> dict[str, Any]:
+    """What a report has of all steps together."""
+    return {
+        "series": series.answers([step.tally.seconds for step in steps]),
+        "cpu_series": series.cores([(len(step.tally.seconds), step.cpu) for step in steps]),
+        "metrics": scrape.added(step.histograms for step in steps),
+    }
 
 
 def as_json(report: Report) -> str:
     """One line, so that the results of many runs can be appended to one file."""
-    return json.dumps(asdict(report) | {"passed": report.passed()})
-
-
-def _milliseconds(figures: dict[str, float]) -> str:
-    return "   ".join(f"{name} {value / 1e3:.2f} ms" for name, value in figures.items()) or "-"
-
-
-def _us(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
-
-
-def _process_lines(report: Report) -> list[str]:
-    if not report.processes:
-        return []
-    wide = max(24, *(len(row.label) + len(row.state) + 3 for row in report.processes))
-    lines = ["", f"{'process':<{wide}} {'pid':>8} {'µs CPU/enrolment':>17} {'CPU s':>8} {'RSS MiB':>8} {'peak MiB':>9}"]
-    for row in report.processes:
-        label = f"{row.label} ({row.state})" if row.state else row.label
-        lines.append(
-            f"{label:<{wide}} {row.pid:>8} {_us(row.cpu_us_per_enrolment):>17} {row.cpu_seconds:>8.2f}"
-            f" {row.rss_bytes / _MIB:>8.1f} {row.peak_rss_bytes / _MIB:>9.1f}"
-        )
-    total_seconds = sum(row.cpu_seconds for row in report.processes)
-    total = _us(report.server_cpu_us_per_enrolment)
-    return [*lines, f"{'server in all':<{wide}} {'':>8} {total:>17} {total_seconds:>8.2f}"]
-
-
-def as_table(report: Report) -> str:
-    """For people. What did not happen has no row, except errors: that there were none is worth saying."""
-    lines = [
-        report.what,
-        f"enrolments   {report.enrolments:,} in {report.seconds:.2f} s = {report.rate_per_second:,.1f}/s",
-        f"latency      {_milliseconds(report.latency_us)}",
-    ]
-    if report.late_us:
-        lines.append(f"sent late    {_milliseconds(report.late_us)}  (the generator's own fault, within the latency)")
-    if report.shed:
-        lines.append(f"shed         {report.shed:,}")
-    lines.append(f"errors       {sum(report.errors.values()):,}")
-    for kind, count in report.errors.items():
-        example = report.examples.get(kind, "")
-        lines.append(f"  {kind:<20} {count:>8,}   {example.splitlines()[0] if example else ''}".rstrip())
-    if report.events:
-        lines.append("events       " + ", ".join(f"{count:,} {event}" for event, count in report.events.items()))
-    lines.append(f"verified     {report.verified:,} certificates have the key of their CSR")
-    lines.append(f"generator    {_us(report.generator_cpu_us_per_enrolment)} µs CPU/enrolment")
-    lines.append(
-        f"machine      {report.machine_idle_percent:.0f} % idle, {report.machine_steal_percent:.1f} % stolen by others"
-    )
-    lines.extend(_process_lines(report))
-    lines.extend(f"MISSED       {missed}" for missed in report.missed)
-    return "\n".join(lines)
+    return json.dumps(asdict(report) | {"passed": report.passed()}, allow_nan=False)

@@ -16,7 +16,8 @@ from multiprocessing import connection
 import uvloop
 
 from bench.load import Load
-from bench.plan import SHED, Plan, Tally
+from bench.plan import Plan
+from bench.tally import SHED, Tally
 
 _READY_SECONDS = 300.0
 _LOOK_SECONDS = 1.0
@@ -28,8 +29,9 @@ class GeneratorError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a generator, or all of them, came."""
+    """How far a generator, or all of them, came; what is expected but no enrolment is `settled` only."""
 
+    settled: int = 0
     good: int = 0
     shed: int = 0
     errors: int = 0
@@ -63,8 +65,9 @@ async def _generate(pipe: connection.Connection, plan: Plan) -> Tally:
     start = await loop.run_in_executor(None, pipe.recv)
 
     def tell(tally: Tally) -> None:
-        shed = tally.kinds[SHED]
-        pipe.send(Progress(good=tally.good, shed=shed, errors=tally.kinds.total() - shed))
+        shed = tally.failures[SHED]
+        failed = tally.failures.total()
+        pipe.send(Progress(settled=tally.settled, good=tally.good, shed=shed, errors=failed - shed))
 
     return await load.run(start, tell)
 
@@ -89,6 +92,10 @@ class _Generator:
         far_end.close()
         self.progress = Progress()
 
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
     def receive(self) -> object:
         try:
             message: object = self.pipe.recv()
@@ -105,10 +112,16 @@ class _Generator:
 
 
 def _follow(
-    generators: Sequence[_Generator], tell: Callable[[Progress], None], look: Callable[[], None], tally: Tally
+    generators: Sequence[_Generator],
+    tell: Callable[[Progress], None],
+    look: Callable[[], None],
+    *,
+    start: float,
+    tally: Tally,
 ) -> None:
+    """Until all have brought their tallies home; `look` is called each second."""
     running = {generator.pipe: generator for generator in generators}
-    next_look = time.perf_counter() + _LOOK_SECONDS
+    next_look = start + _LOOK_SECONDS
     while running:
         for pipe in connection.wait(list(running), timeout=max(0.0, next_look - time.perf_counter())):
             assert isinstance(pipe, connection.Connection)
@@ -122,6 +135,7 @@ def _follow(
                 parts = [each.progress for each in generators]
                 tell(
                     Progress(
+                        settled=sum(part.settled for part in parts),
                         good=sum(part.good for part in parts),
                         shed=sum(part.shed for part in parts),
                         errors=sum(part.errors for part in parts),
@@ -129,19 +143,20 @@ def _follow(
                 )
         if time.perf_counter() >= next_look:
             look()
-            next_look = time.perf_counter() + _LOOK_SECONDS
+            next_look = max(next_look, time.perf_counter() - _LOOK_SECONDS) + _LOOK_SECONDS
 
 
 def run_generators(
     plans: Sequence[Plan],
     *,
-    begin: Callable[[], None] = lambda: None,
+    begin: Callable[[Sequence[int]], None] = lambda pids: None,
     tell: Callable[[Progress], None] = lambda progress: None,
     look: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Runs all plans at once.
 
-    `begin` is called between preparation and start, `look` each second and at the end: they read the server's CPU.
+    `begin` is called between preparation and start with the generators' pids, `look` each second and at the end: they
+    read what the processes cost.
     """
     generators: list[_Generator] = []
     tally = Tally()
@@ -149,11 +164,11 @@ def run_generators(
         generators.extend(_Generator(plan) for plan in plans)
         for generator in generators:
             generator.wait_ready()
-        begin()
+        begin([generator.pid() for generator in generators])
         start = time.perf_counter() + 0.05
         for generator in generators:
             generator.pipe.send(start)
-        _follow(generators, tell, look, tally)
+        _follow(generators, tell, look, start=start, tally=tally)
         look()
         for generator in generators:
             generator.process.join(10)

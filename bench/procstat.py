@@ -125,7 +125,8 @@ class Watch:
         self._latest: dict[tuple[int, int], Reading] = {}
         self._alive: set[tuple[int, int]] = set()
 
-    def _supervisor(self) -> int | None:
+    def supervisor(self) -> int | None:
+        """The supervisor's pid; None where nobody tells it."""
         if self._pid is not None:
             return self._pid
         try:
@@ -141,7 +142,7 @@ class Watch:
 
     def look(self) -> None:
         """Takes the present state."""
-        supervisor = self._supervisor()
+        supervisor = self.supervisor()
         roots = {pid for pid, _ in self._alive}  # orphans stay in sight when the supervisor is gone
         if supervisor is not None:
             self._supervisors.add(supervisor)
@@ -157,17 +158,27 @@ class Watch:
                     reading = replace(self._latest[identity], cpu_ns=reading.cpu_ns)
                 self._latest[identity] = reading
 
+    def cpu_ns(self) -> dict[str, int]:
+        """What was used up to the last `look`, by the label that a process shares with those that replace it."""
+        used: dict[str, int] = {}
+        for reading in self._latest.values():
+            name = self._name(reading)
+            used[name] = used.get(name, 0) + reading.cpu_ns
+        return used
+
+    def _name(self, reading: Reading) -> str:
+        return reading.label or ("supervisor" if reading.pid in self._supervisors else f"pid {reading.pid}")
+
     def uses(self) -> list[ProcessUse]:
         """What each process used between `begin` and the last `look`."""
         uses = []
         for identity, reading in self._latest.items():
             before = self._before.get(identity)
             state = "gone" if identity not in self._alive else "new" if before is None else ""
-            name = "supervisor" if reading.pid in self._supervisors else f"pid {reading.pid}"
             uses.append(
                 ProcessUse(
                     pid=reading.pid,
-                    label=reading.label or name,
+                    label=self._name(reading),
                     state=state,
                     cpu_ns=reading.cpu_ns - (before.cpu_ns if before else 0),
                     rss_bytes=reading.rss_bytes,

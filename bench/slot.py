@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bench.aborts import CLOSE_AFTER_HANDSHAKE, RESET_IN_HELLO, leave_in_hello
 from bench.plan import Job
+from bench.supply import Supply
 from bench.wire import Answer, AnswerError, Wire
 
 if TYPE_CHECKING:
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 class Slot:
     """`failures` counts tries in a row that brought no answer; `device` is None when each opening is another's."""
 
-    __slots__ = ("_load", "_opening", "_since", "_wire", "_work", "device", "failures", "job", "retries")
+    __slots__ = ("_load", "_opening", "_since", "_supply", "_wire", "device", "failures", "job", "retries")
 
-    def __init__(self, load: Load, device: int | None, work: Iterator[tuple[int, bytes]]) -> None:
+    def __init__(self, load: Load, device: int | None, supply: Supply) -> None:
         self._load = load
-        self._work = work
+        self._supply = supply
         self._wire: Wire | None = None
         self._since = 0.0
         self._opening: asyncio.Task[None] | None = None
@@ -32,19 +33,21 @@ class Slot:
         self.retries: deque[Job] = deque()
 
     def begin(self, job: Job) -> bool:
-        """False when the job has no CSR yet and there is none left for this slot."""
-        if not job.csr:
-            work = next(self._work, None)
+        """False when the job has nothing to send yet and there is nothing left for this slot."""
+        if job.device < 0:
+            work = next(self._supply[job.kind.name], None)
             if work is None:
                 return False
             job.device, job.csr = work
         job.tries += 1
         self.job = job
         self._since = time.perf_counter()
-        if self._wire is None:
+        if job.kind.abort:
+            self._opening = self._load.loop.create_task(self._leave(job))
+        elif self._wire is None:
             self._opening = self._load.loop.create_task(self._open_and_send(job))
         else:
-            self._wire.send(self._load.request(job.csr))
+            self._wire.send(job.kind.request(job.csr))
         return True
 
     async def open(self, device: int) -> Exception | None:
@@ -71,8 +74,31 @@ class Slot:
         error = await self.open(job.device if self.device is None else self.device)
         self._opening = None
         if self._wire is not None:
-            self._wire.send(self._load.request(job.csr))
-            return
+            self._wire.send(job.kind.request(job.csr))
+        else:
+            self._not_connected(error)
+
+    async def _leave(self, job: Job) -> None:
+        """A connection that ends before it is a request."""
+        load = self._load
+        error: Exception | None = None
+        if job.kind.abort == CLOSE_AFTER_HANDSHAKE:
+            error = await self.open(job.device)
+            self.close()
+        else:
+            address = (load.plan.address, load.plan.port)
+            try:
+                await leave_in_hello(load.loop, address, load.hello, reset=job.kind.abort == RESET_IN_HELLO)
+            except OSError as refused:
+                error = refused
+        self._opening = None
+        if error is None:
+            self.job, self.failures = None, 0
+            load.succeeded(self, job)
+        else:
+            self._not_connected(error)
+
+    def _not_connected(self, error: Exception | None) -> None:
         self._load.tally.events["connects failed"] += 1
         # Against a server that is down, the whole load would otherwise be gone in an instant.
         self._fail("connection", f"connecting: {error!r}", pause_seconds=min(0.05 * 2**self.failures, 1.0))

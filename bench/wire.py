@@ -17,15 +17,24 @@ class AnswerError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """One complete answer. Header names are in lower case."""
+    """One complete answer. Header names are in lower case.
+
+    A server that could not read the request's version answers as HTTP/1.0, and closes.
+    """
 
     status: int
+    old: bool
     headers: dict[bytes, bytes]
     body: bytes
 
     def closes(self) -> bool:
         """Whether the server ends the connection with this answer."""
-        return self.headers.get(b"connection", b"").lower() == b"close"
+        return self.old or self.headers.get(b"connection", b"").lower() == b"close"
+
+    def holds_certificates(self) -> bool:
+        """Whether it calls itself PKCS#7 and has a body."""
+        content_type = self.headers.get(b"content-type", b"")
+        return content_type.partition(b";")[0].lower() == b"application/pkcs7-mime" and bool(self.body)
 
     def retry_after_seconds(self) -> float | None:
         """What Retry-After tells, in seconds or as a date; None without it."""
@@ -50,7 +59,7 @@ def parse_answer(data: bytes) -> Answer | None:
         return None
     lines = data[:head_end].split(b"\r\n")
     status = lines[0][9:12]
-    if not lines[0].startswith(b"HTTP/1.1 ") or not status.isdigit() or lines[0][12:13] != b" ":
+    if not lines[0].startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")) or not status.isdigit() or lines[0][12:13] != b" ":
         raise AnswerError(f"the status line is {lines[0][:80]!r}")
     headers: dict[bytes, bytes] = {}
     for line in lines[1:]:
@@ -68,7 +77,7 @@ def parse_answer(data: bytes) -> Answer | None:
         return None
     if len(data) > body_end:
         raise AnswerError("more bytes came than the answer has")
-    return Answer(status=int(status), headers=headers, body=data[body_start:])
+    return Answer(status=int(status), old=lines[0].startswith(b"HTTP/1.0"), headers=headers, body=data[body_start:])
 
 
 class Listener(Protocol):

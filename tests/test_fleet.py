@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import platform
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
+from bench import machine
 from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +68,34 @@ def test_each_way_of_enrolling(server: Server, options: list[str], count: int) -
         sum(row["cpu_us_per_enrolment"] for row in made["processes"])
     )
     assert all(0 < row["rss_bytes"] <= row["peak_rss_bytes"] for row in made["processes"])
+
+
+def test_the_json_says_where_it_comes_from(server: Server) -> None:
+    """Command, time, commit and machine stand beside the figures, and the server's histograms are of this run."""
+    options = ("--count", "20", "--connections", "4")
+    made = report(server, *options)
+    assert made["command"].startswith("python -m bench.fleet https://127.0.0.1:")
+    assert made["command"].endswith("--json --count 20 --connections 4")
+    assert datetime.fromisoformat(made["began"]).utcoffset() == timedelta(0)
+    assert made["scenario"] == ""
+    assert made["machine"].keys() == {"cpu", "cores", "kernel", "python", "openssl", "softhsm"}
+    assert made["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert made["machine"]["python"] == platform.python_version()
+    assert made["machine"]["openssl"].startswith("OpenSSL ")
+    assert made["machine"]["softhsm"]
+    assert (made["steps"], made["mix"], made["capacity"]) == ([], {}, None)
+    assert sum(made["metrics"]["estd_sign_seconds"][""]["count"]) >= 20
+    assert 0 < made["generator_share"] < 1.1
+
+
+def test_what_cannot_be_asked_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of a repository there is no commit, without a supervisor the Python is our own, and a program that is
+    absent has no version."""
+    monkeypatch.setattr(machine, "_ROOT", tmp_path)
+    assert machine.commit() == ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = machine.describe(None)
+    assert (found["python"], found["softhsm"]) == (platform.python_version(), "")
 
 
 def test_what_is_kept_is_what_was_issued(server: Server, folder: Path) -> None:
