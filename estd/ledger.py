@@ -38,7 +38,7 @@ MIGRATIONS: tuple[str, ...] = (
         renews      BLOB,                 -- the serial of the certificate that this one renews
         revoked_at  INTEGER,              -- seconds since 1970
         reason      INTEGER               -- CRLReason (RFC 5280 §5.3.1)
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
     CREATE TABLE health (slot INTEGER PRIMARY KEY, at REAL NOT NULL) STRICT;
     """,
 )
