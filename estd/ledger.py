@@ -24,7 +24,7 @@ from estd.issuance import serial_floor
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE certificate (
-        serial      BLOB PRIMARY KEY,     -- 16 octets: milliseconds, then random bits
+        serial      BLOB NOT NULL PRIMARY KEY,  -- 16 octets: milliseconds, then random bits
         certificate BLOB NOT NULL,        -- DER
         csr_sha256  BLOB NOT NULL,
         repeat_key  BLOB NOT NULL,        -- equal for a request that is sent again
