@@ -77,6 +77,8 @@ class Names:
 
 def of_extensions(subject: x509.Name, extensions: x509.Extensions) -> Names:
     """The names in a request or a certificate. A 400 where the subjectAltName appears twice or cannot be read."""
+    if not len(extensions):
+        return Names(subject=subject, san=())
     try:
         found = extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -135,12 +137,13 @@ def grant(asked: Names, identity: Names, profile: Profile) -> Names:
     else:
         subject = _subject_asked_for(asked.subject, profile, refuse)
     san: list[x509.GeneralName] = []
-    for kind, rule, allowed in (
-        (x509.DNSName, profile.dns, _dns_allowed),
-        (x509.IPAddress, profile.ip, _ip_allowed),
-        (x509.UniformResourceIdentifier, profile.uri, _uri_allowed),
-    ):
-        san += _of_kind(kind, rule, allowed, asked.san, identity.san, refuse)
+    if asked.san or identity.san:
+        for kind, rule, allowed in (
+            (x509.DNSName, profile.dns, _dns_allowed),
+            (x509.IPAddress, profile.ip, _ip_allowed),
+            (x509.UniformResourceIdentifier, profile.uri, _uri_allowed),
+        ):
+            san += _of_kind(kind, rule, allowed, asked.san, identity.san, refuse)
     odd = [name for name in asked.san if not isinstance(name, San)]
     if odd and refuse:
         raise _refused(f"a subjectAltName of the kind {type(odd[0]).__name__}")
