@@ -1,8 +1,8 @@
 """Which requests were answered in the last minutes, so that a device that lost its answer gets it again.
 
-A fixed-cost index in memory over what the ledger holds: an open-addressing table of 64-bit words, 40 bits of the
-request's hash beside 24 bits of when it was issued. A hit is a hint, which the ledger's row confirms; a miss is
-certain. It costs a microsecond and eight bytes where an index in the ledger costs a page of its log for each request
+A fixed-cost index in memory over what the ledger holds: 32 bits of the request's hash beside 24 bits of when it was
+issued, in open-addressing tables that grow one at a time. A hit is a hint, which the ledger's row confirms; a miss is
+certain. It costs a microsecond and ten bytes where an index in the ledger costs a page of its log for each request
 (docs/decisions/0002-repeats.md). There is one writer for each key, so what the table says is what the ledger says;
 after a start it is filled from the ledger's last window.
 """
@@ -12,13 +12,52 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-_TIME_BITS = 24
-_TIME_MASK = (1 << _TIME_BITS) - 1
-_FIRST_SLOTS = 1 << 12
+_TABLES = 256
+_FIRST_SLOTS = 15
 _SLACK_MS = 3600 * 1000
 """How far a clock may be set back before a new generation begins for it."""
 WINDOW_MAX_SECONDS = 3 * 3600
 """What 24 bits of milliseconds hold, less the slack; the configuration allows no longer window."""
+
+
+class _Table:
+    """One of a generation's tables. An empty slot has a tag of zero; a time is in two parts of 16 and 8 bits."""
+
+    __slots__ = ("count", "highs", "lows", "tags")
+
+    def __init__(self, slots: int) -> None:
+        self.count = 0
+        self.tags = array("I", bytes(4 * slots))
+        self.highs = array("H", bytes(2 * slots))
+        self.lows = array("B", bytes(slots))
+
+    def add(self, tag: int, high: int, low: int) -> None:
+        tags = self.tags
+        slots = len(tags)
+        slot = tag % slots
+        while tags[slot]:
+            slot = (slot + 1) % slots
+        tags[slot] = tag
+        self.highs[slot] = high
+        self.lows[slot] = low
+        self.count += 1
+
+    def grown(self) -> _Table:
+        """The same entries in a quarter more slots."""
+        made = _Table(len(self.tags) * 5 // 4)
+        for tag, high, low in zip(self.tags, self.highs, self.lows, strict=True):
+            if tag:
+                made.add(tag, high, low)
+        return made
+
+    def find(self, tag: int) -> Iterator[int]:
+        tags = self.tags
+        slots = len(tags)
+        slot = tag % slots
+        while found := tags[slot]:
+            if found == tag:
+                yield self.highs[slot] << 8 | self.lows[slot]
+            slot = (slot + 1) % slots
 
 
 class _Generation:
@@ -26,38 +65,18 @@ class _Generation:
 
     def __init__(self, start_ms: int) -> None:
         self.start_ms = start_ms
-        self.count = 0
-        self._mask = _FIRST_SLOTS - 1
-        self._words = array("Q", bytes(8 * _FIRST_SLOTS))
+        self._tables = [_Table(_FIRST_SLOTS) for _ in range(_TABLES)]
 
-    def add(self, key: int, when_ms: int) -> None:
-        if self.count * 2 > self._mask:
-            self._grow()
-        self._put((key & ~_TIME_MASK) | (when_ms - self.start_ms))
-        self.count += 1
+    def add(self, repeat_key: bytes, when_ms: int) -> None:
+        number, tag = repeat_key[0], _tag(repeat_key)
+        table = self._tables[number]
+        if table.count * 4 >= len(table.tags) * 3:
+            table = self._tables[number] = table.grown()
+        table.add(tag, (when_ms - self.start_ms) >> 8, (when_ms - self.start_ms) & 0xFF)
 
-    def _put(self, word: int) -> None:
-        words, mask = self._words, self._mask
-        slot = (word >> _TIME_BITS) & mask
-        while words[slot]:
-            slot = (slot + 1) & mask
-        words[slot] = word
-
-    def _grow(self) -> None:
-        old = self._words
-        self._mask = self._mask * 2 + 1
-        self._words = array("Q", bytes(8 * (self._mask + 1)))
-        for word in old:
-            if word:
-                self._put(word)
-
-    def find(self, key: int) -> Iterator[int]:
-        words, mask, tag = self._words, self._mask, key >> _TIME_BITS
-        slot = tag & mask
-        while word := words[slot]:
-            if word >> _TIME_BITS == tag:
-                yield self.start_ms + (word & _TIME_MASK)
-            slot = (slot + 1) & mask
+    def find(self, repeat_key: bytes) -> Iterator[int]:
+        for since_ms in self._tables[repeat_key[0]].find(_tag(repeat_key)):
+            yield self.start_ms + since_ms
 
 
 class Repeats:
@@ -74,17 +93,16 @@ class Repeats:
         """Remember that a request was answered with a certificate whose serial begins with `when_ms`."""
         if not 0 <= when_ms - self._new.start_ms <= self._window_ms + _SLACK_MS:
             self._old, self._new = self._new, _Generation(when_ms - _SLACK_MS)
-        self._new.add(_key(repeat_key), when_ms)
+        self._new.add(repeat_key, when_ms)
 
     def find(self, repeat_key: bytes, now_ms: int) -> Iterator[int]:
         """The milliseconds in which such a request may have been answered; the ledger's rows say whether it was."""
-        key = _key(repeat_key)
         for generation in (self._new, self._old):
-            for when_ms in generation.find(key):
+            for when_ms in generation.find(repeat_key):
                 if now_ms - when_ms <= self._window_ms:
                     yield when_ms
 
 
-def _key(repeat_key: bytes) -> int:
-    """64 bits of the hash; never all zero above the time bits, since an empty slot is zero."""
-    return int.from_bytes(repeat_key[:8], "big") | (1 << 63)
+def _tag(repeat_key: bytes) -> int:
+    """32 bits of the hash, never zero."""
+    return int.from_bytes(repeat_key[1:5], "big") or 1
