@@ -55,6 +55,8 @@ class Profile:
     uri: NameRule
     max_names: int
     other_names: Literal["refuse", "replace"]
+    crl_distribution_point: bool = True
+    """Whether certificates name where their CA's CRL is, if it says so (ca.NAME.crl_url)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ def read_profile(name: str, table: Table) -> Profile:
         uri=_names(table, "uri"),
         max_names=table.whole("max_names", 16, 0, 256),
         other_names=table.choice("other_names", "refuse", ("refuse", "replace")),
+        crl_distribution_point=table.flag("crl_distribution_point", True),
     )  # fmt: skip
     if profile.validity_seconds is not None and profile.validity_seconds < 60:
         table.wrong("validity", "must be a minute or more")
