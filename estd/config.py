@@ -11,6 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from estd.crl_plan import CrlPlan, read_plan
 from estd.errors import ConfigError
 from estd.labels import Label, Profile, read_label, read_profile
 from estd.toml_table import Address, Table, address
@@ -56,6 +57,7 @@ class Ca:
     chain: Path | None
     """PEM with the certificates above the issuing CA's, up to and with the root."""
     key_id: bytes
+    crl: CrlPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ def _ca(name: str, table: Table) -> Ca:
         certificate=table.file("certificate"),
         chain=table.optional_file("chain"),
         key_id=table.take("key_id", bytes.fromhex, None, "a CKA_ID in hexadecimal"),
+        crl=read_plan(name, table),
     )
     table.done()
     return ca

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from estd import der
@@ -37,12 +37,22 @@ _ALGORITHMS = {
     "ec-p521": der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.2.1") + der.oid("1.3.132.0.35")),
     "ed25519": der.tlv(der.SEQUENCE, der.oid("1.3.101.112")),
     "rsa": der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.1.1") + der.NULL),
+    "ml-dsa-44": der.tlv(der.SEQUENCE, der.oid("2.16.840.1.101.3.4.3.17")),
+    "ml-dsa-65": der.tlv(der.SEQUENCE, der.oid("2.16.840.1.101.3.4.3.18")),
+    "ml-dsa-87": der.tlv(der.SEQUENCE, der.oid("2.16.840.1.101.3.4.3.19")),
 }
 """The AlgorithmIdentifier that a key of each kind must have, for the certificate repeats it: named curves alone (RFC
-5480), RSA with its NULL (RFC 3279)."""
-_EC_KINDS = {_ALGORITHMS[kind]: kind for kind in _CURVES.values()}
+5480), RSA with its NULL (RFC 3279), ML-DSA without parameters (RFC 9881)."""
+_ML_DSA = {
+    mldsa.MLDSA44PublicKey: "ml-dsa-44", mldsa.MLDSA65PublicKey: "ml-dsa-65", mldsa.MLDSA87PublicKey: "ml-dsa-87"
+}  # fmt: skip
+_UNHASHED = (ed25519.Ed25519PublicKey, *_ML_DSA)
+"""These sign what is given, without a hash that could be weak."""
+_BY_ALGORITHM = {_ALGORITHMS[kind]: kind for kind in (*_CURVES.values(), *_ML_DSA.values())}
+"""The kinds that the algorithm alone tells."""
 _UNCOMPRESSED = 0x04
 _POINT_BYTES = {"ec-p256": 65, "ec-p384": 97, "ec-p521": 133}
+_ML_DSA_BYTES = {"ml-dsa-44": 1312, "ml-dsa-65": 1952, "ml-dsa-87": 2592}
 
 UNREADABLE = (
     ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
@@ -88,9 +98,14 @@ def _checked_key_bits(spki_der: bytes, kind: str) -> bytes:
     bits = der.element_end(spki_der, algorithm)
     key_bits = spki_der[der.content_start(spki_der, bits) + 1 :]
     if spki_der[algorithm:bits] != _ALGORITHMS["rsa" if kind.startswith("rsa") else kind]:
-        raise BadRequest(Reason.BAD_KEY, "The key's algorithm must name its curve, or be rsaEncryption with NULL.")
+        raise BadRequest(
+            Reason.BAD_KEY,
+            "The key's algorithm must name its curve, be rsaEncryption with NULL, or be ML-DSA without parameters.",
+        )
     if kind in _POINT_BYTES and (len(key_bits) != _POINT_BYTES[kind] or key_bits[0] != _UNCOMPRESSED):
         raise BadRequest(Reason.BAD_KEY, "An EC key must give its point uncompressed.")
+    if kind in _ML_DSA_BYTES and len(key_bits) != _ML_DSA_BYTES[kind]:
+        raise BadRequest(Reason.BAD_KEY, f"A key of {kind} must have {_ML_DSA_BYTES[kind]} octets.")
     return key_bits
 
 
@@ -112,7 +127,10 @@ def key_kind(public_key: object) -> str:
         if exponent != 65537:
             raise BadRequest(Reason.WEAK_KEY, "The RSA key's public exponent is not 65537.")
         return f"rsa-{public_key.key_size}"
-    raise BadRequest(Reason.BAD_KEY, "The request's key is none of EC P-256, P-384, P-521, Ed25519 and RSA.")
+    for one, kind in _ML_DSA.items():
+        if isinstance(public_key, one):
+            return kind
+    raise BadRequest(Reason.BAD_KEY, "The request's key is none of EC P-256, P-384, P-521, Ed25519, RSA and ML-DSA.")
 
 
 def _load(csr_der: bytes) -> x509.CertificateSigningRequest:
@@ -145,7 +163,8 @@ def parse(csr_der: bytes) -> CertificationRequest:
     request = _load(csr_der)
     spki_der = _subject_public_key_info(request.tbs_certrequest_bytes)
     algorithm = der.content_start(spki_der, 0)
-    kind = _EC_KINDS.get(spki_der[algorithm : der.element_end(spki_der, algorithm)]) or key_kind(_public_key(request))
+    told = _BY_ALGORITHM.get(spki_der[algorithm : der.element_end(spki_der, algorithm)])
+    kind = told or key_kind(_public_key(request))
     key_bits = _checked_key_bits(spki_der, kind)
     try:
         subject = request.subject
@@ -168,7 +187,7 @@ def parse(csr_der: bytes) -> CertificationRequest:
 def _prove_possession(request: x509.CertificateSigningRequest, public_key: object) -> None:
     """A 400 unless the request is signed by its own key, with a hash that is not weak."""
     try:
-        algorithm = None if isinstance(public_key, ed25519.Ed25519PublicKey) else request.signature_hash_algorithm
+        algorithm = None if isinstance(public_key, _UNHASHED) else request.signature_hash_algorithm
         if algorithm is not None and not isinstance(algorithm, _HASHES):
             raise BadRequest(Reason.BAD_SIGNATURE, "The request is not signed with SHA-256, SHA-384 or SHA-512.")
         if isinstance(public_key, ec.EllipticCurvePublicKey) and algorithm is not None:

@@ -20,6 +20,7 @@ from OpenSSL import SSL
 from estd import csr, frames, metrics, tls, wire
 from estd.config import Config
 from estd.credentials import Credentials, read_header
+from estd.crl_file import CrlBody
 from estd.errors import (
     BY_STATUS,
     EXIT_FATAL,
@@ -70,6 +71,7 @@ class _Served:
         self.number = number
         self.label = label
         self.cacerts = cacerts_body(material, label)
+        self.crl: CrlBody | None = None
         self.basic = [
             (index, Credentials(rule.credentials))
             for index, rule in enumerate(label.allow)
@@ -95,6 +97,15 @@ class Edge:
                 self._routes[f"{_ROOT}{one.label.name}/{operation}"] = (one, operation)
         for operation in _SERVED:
             self._routes[_ROOT + operation] = (default, operation)
+        bodies = {
+            name: CrlBody(ca.crl.file, material.cas[name]) for name, ca in config.cas.items() if ca.crl.on
+        }  # one for all labels of a CA: it may be long
+        for one in served:
+            if one.label.ca in bodies:
+                one.crl = bodies[one.label.ca]
+                self._routes[f"{_ROOT}{one.label.name}/crls"] = (one, "crls")
+        if default.crl is not None:
+            self._routes[_ROOT + "crls"] = (default, "crls")
         self._known_labels = {one.label.name for one in served}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -152,6 +163,10 @@ class Edge:
             if request.method not in ("GET", "HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
             return answer(served.cacerts, wire.CERTS_ONLY_TYPE)
+        if operation == "crls" and served.crl is not None:
+            if request.method not in ("GET", "HEAD"):
+                raise MethodNotAllowed("GET, HEAD")
+            return answer(served.crl.get(), wire.CRLS_ONLY_TYPE)
         if request.method != "POST":
             raise MethodNotAllowed("POST")
         return await self._enroll(request, served, _ENROLMENTS[operation], seen)

@@ -47,13 +47,17 @@ subject_attributes = ["CN", "serialNumber", "O", "OU", "C"]
 dns = "csr"
 ip = "csr"
 uri = "csr"
-keys = ["ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096"]
+keys = [
+  "ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096", "ml-dsa-44", "ml-dsa-65", "ml-dsa-87",
+]
 extended_key_usage = ["clientAuth", "serverAuth"]
 
 # What a device with the manufacturer's identity gets: its own subject, whatever the request says.
 [profile.idevid]
 other_names = "replace"
-keys = ["ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096"]
+keys = [
+  "ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096", "ml-dsa-44", "ml-dsa-65", "ml-dsa-87",
+]
 """
 _DEMO_RULES = """
 [[label.default.allow]]
@@ -127,6 +131,7 @@ def init(plan: Plan) -> None:
         ledger.create(folder / "ledger.sqlite3")
         if plan.demo:
             _demonstration(folder)
+            settings["chain"] += "crl = true\n"
         template = Template(resources.files("estd").joinpath("templates/estd.toml").read_text(encoding="utf-8"))
         text = template.substitute(
             listen=plan.listen,

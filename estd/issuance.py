@@ -120,26 +120,31 @@ class CaCertificate:
             self.public_key.verify(signature, data, padding.PKCS1v15(), self.hash_algorithm)
 
 
-class Issuer:
-    """Everything in a certificate that one CA and one profile fix, encoded once."""
+def signature_algorithm(ca: CaCertificate) -> bytes:
+    """The AlgorithmIdentifier of the CA's signatures, DER."""
+    return _ALGORITHMS["rsa" if isinstance(ca.public_key, rsa.RSAPublicKey) else ca.hash_algorithm.name]
 
-    def __init__(self, ca: CaCertificate, profile: Profile) -> None:
-        key = ca.public_key
-        algorithm = "rsa" if isinstance(key, rsa.RSAPublicKey) else ca.hash_algorithm.name
-        self._algorithm = _ALGORITHMS[algorithm]
+
+class Issuer:
+    """Everything in a certificate that one CA and one profile fix, encoded once. With `crl_url`, certificates of a
+    profile that wants it name their CRL's distribution point."""
+
+    def __init__(self, ca: CaCertificate, profile: Profile, crl_url: str = "") -> None:
+        self._algorithm = signature_algorithm(ca)
         self._version = der.tlv(der.EXPLICIT_0, der.uint(2))
         self._issuer = ca.certificate.subject.public_bytes()
         self._before_ski = b"".join(
             der.tlv(der.SEQUENCE, one)
             for one in (
-                _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
-                _extension(_key_usage(profile.key_usage), critical=True),
+                extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+                extension(_key_usage(profile.key_usage), critical=True),
                 *(
-                    (_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(o) for o in profile.extended_key_usage])),)
+                    (extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(o) for o in profile.extended_key_usage])),)
                     if profile.extended_key_usage
                     else ()
                 ),
-                _extension(x509.AuthorityKeyIdentifier(ca.key_id, None, None)),
+                extension(x509.AuthorityKeyIdentifier(ca.key_id, None, None)),
+                *((extension(_distribution_point(crl_url)),) if crl_url and profile.crl_distribution_point else ()),
             )
         )
         self._ski = der.oid("2.5.29.14")
@@ -196,10 +201,15 @@ class Issuer:
         return CertificateDer(der.tlv(der.SEQUENCE, prepared.tbs + self._algorithm + bits))
 
 
-def _extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
+def extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
     """The content of an Extension: OID, the critical flag where it is true, the value in an OCTET STRING."""
     flag = _CRITICAL if critical else b""
     return der.oid(value.oid.dotted_string) + flag + der.tlv(der.OCTET_STRING, value.public_bytes())
+
+
+def _distribution_point(url: str) -> x509.CRLDistributionPoints:
+    point = x509.DistributionPoint([x509.UniformResourceIdentifier(url)], None, None, None)
+    return x509.CRLDistributionPoints([point])
 
 
 def _key_usage(words: Sequence[str]) -> x509.KeyUsage:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from estd import frames, metrics
 from estd.batch import BATCH_MAX, BatchLine, Fatal, Ledger
 from estd.config import Config
+from estd.crl_keeper import CrlKeeper
 from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
 from estd.ledger import LedgerError, Writer
@@ -71,7 +72,7 @@ class IssuerProcess:
         self._server = FrameServer(self._on_frames, self._on_gone)
         self._service: WriterService | None = None
         material = load(config)
-        self._ledger: Ledger
+        self._ledger: Writer | RemoteWriter
         if config.server.issuers == 1:
             writer = Writer(config.ledger)
             self._ledger = writer
@@ -88,6 +89,10 @@ class IssuerProcess:
             slot=slot,
             report=log,
         )
+        self._crls = CrlKeeper(
+            plans={name: ca.crl for name, ca in config.cas.items()} if index == 0 else {},
+            cas=material.cas, ledger=self._ledger, signer=self._signer, slot=slot, report=log,
+        )  # fmt: skip
         for door, listener in listeners.items():
             self._server.listen(listener, door)
         self._server.wake_on_signals()
@@ -122,19 +127,23 @@ class IssuerProcess:
     def run(self) -> int:
         """Until told to drain; returns the exit status."""
         health_at = 0.0
+        has_crls, making_crls = bool(self._crls), False
         while True:
             now = time.monotonic()
             if now >= health_at:
                 if (status := self._probe()) != 0:
                     return status
                 health_at = now + _HEALTH_SECONDS
-            self._server.poll(0 if self._requests else max(0.0, health_at - time.monotonic()))
+            until = min(health_at, self._crls.look_at) if has_crls else health_at
+            self._server.poll(0 if self._requests or making_crls else max(0.0, until - time.monotonic()))
             if self._requests:
                 self._gather()
                 if (status := self._batch()) != 0:
                     return status
             elif self._draining and not self._server.has_unsent:
                 return 0
+            if has_crls:
+                making_crls = self._crls.step()
 
     def _gather(self) -> None:
         """Wait a moment for as many as asked beside each other in the last batch: few clients then share a commit and
@@ -224,6 +233,6 @@ def main(config: Config, index: int, listeners: dict[str, socket.socket], slot: 
     log("issuer_ready", index=index, python=sys.version.split()[0])
     try:
         return process.run()
-    except LedgerError as error:  # a revocation that the disk did not take; batches and probes say theirs themselves
+    except (LedgerError, TokenError) as error:  # at a revocation or a CRL; batches and probes say theirs themselves
         log("issuer_ends", why=str(error))
         return EXIT_FATAL

@@ -15,7 +15,11 @@ OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkey
 
 LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}")
 
-KEY_KINDS = ("ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096")
+KEY_KINDS = (
+    "ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096", "ml-dsa-44", "ml-dsa-65",
+    "ml-dsa-87",
+)  # fmt: skip
+_FOR_SIGNATURES = ("digital_signature", "content_commitment")
 KEY_USAGES = ("digital_signature", "content_commitment", "key_encipherment", "key_agreement")
 EXTENDED_KEY_USAGES = {
     "serverAuth": "1.3.6.1.5.5.7.3.1",
@@ -55,6 +59,8 @@ class Profile:
     uri: NameRule
     max_names: int
     other_names: Literal["refuse", "replace"]
+    crl_distribution_point: bool = True
+    """Whether certificates name where their CA's CRL is, if it says so (ca.NAME.crl_url)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +138,13 @@ def read_profile(name: str, table: Table) -> Profile:
         uri=_names(table, "uri"),
         max_names=table.whole("max_names", 16, 0, 256),
         other_names=table.choice("other_names", "refuse", ("refuse", "replace")),
+        crl_distribution_point=table.flag("crl_distribution_point", True),
     )  # fmt: skip
     if profile.validity_seconds is not None and profile.validity_seconds < 60:
         table.wrong("validity", "must be a minute or more")
+    if any(one.startswith("ml-dsa") for one in profile.keys) and not set(profile.key_usage) <= set(_FOR_SIGNATURES):
+        table.wrong("key_usage", "an ML-DSA key is for signatures alone (RFC 9881 §5): leave key_encipherment and "
+                    "key_agreement out, or give such keys a profile of their own")  # fmt: skip
     table.done()
     return profile
 

@@ -19,7 +19,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from estd import ledger_crls
 from estd.issuance import serial_floor
+from estd.ledger_crls import CrlRecord, Crls
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -41,6 +43,7 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE TABLE health (slot INTEGER PRIMARY KEY, at REAL NOT NULL) STRICT;
     """,
+    ledger_crls.SCHEMA,
 )
 """Numbered by their place; `PRAGMA user_version` says how many a file has had. Never edited once released."""
 
@@ -162,6 +165,13 @@ class Reader:
         for found in self._db.execute(query, (*values, limit)):
             yield Row(*found)
 
+    @property
+    def crls(self) -> Crls:
+        """Revocations in their order, and each CA's last CRL."""
+        if self._db.execute("PRAGMA user_version").fetchone()[0] <= MIGRATIONS.index(ledger_crls.SCHEMA):
+            raise LedgerError("the ledger is of an older estd; serve it once with this one, which brings it up to date")
+        return Crls(self._db)
+
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM certificate").fetchone()[0])
 
@@ -222,6 +232,14 @@ class Writer(Reader):
             [(when, reason, serial)],
         )
         return self.find(serial) is not None
+
+    def store_crl(self, record: CrlRecord) -> None:
+        """Take a number, before a CRL with it is signed: no number is given twice."""
+        self._write(ledger_crls.STORE, [record])
+
+    def want_crl(self, ca: str) -> None:
+        """Ask for another CRL of that CA than its last."""
+        self._write(ledger_crls.WANT, [(ca,)])
 
     def store_health(self, slot: int, at: float) -> None:
         """Prove that a row can be stored."""

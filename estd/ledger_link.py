@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from estd.ledger import LedgerBroken, LedgerError, Reader, Row, Writer
+from estd.ledger_crls import CrlRecord
 
 LEDGER_DOOR = "ledger"
 """The name of the listener on which the writer is asked."""
@@ -62,6 +63,12 @@ class WriterService:
             case "revoke":
                 found = self._writer.revoke(bytes.fromhex(message["serial"]), message["when"], message["reason"])
                 return {"ok": True, "found": found}
+            case "crl":
+                self._writer.store_crl(CrlRecord(*message["record"]))
+                return {"ok": True}
+            case "want_crl":
+                self._writer.want_crl(message["ca"])
+                return {"ok": True}
             case "health":
                 self._writer.store_health(message["slot"], message["at"])
                 return {"ok": True}
@@ -112,6 +119,12 @@ class RemoteWriter(Reader):
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         return bool(self._ask({"do": "revoke", "serial": serial.hex(), "when": when, "reason": reason})["found"])
+
+    def store_crl(self, record: CrlRecord) -> None:
+        self._ask({"do": "crl", "record": list(record)})
+
+    def want_crl(self, ca: str) -> None:
+        self._ask({"do": "want_crl", "ca": ca})
 
     def store_health(self, slot: int, at: float) -> None:
         self._ask({"do": "health", "slot": slot, "at": at})

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estd import wire
 from estd.config import Ca, Config
 from estd.crl import CrlFiles
+from estd.crl_plan import check_signs_crls
 from estd.errors import ConfigError
 from estd.identify import Anchors
 from estd.issuance import CaCertificate, Issuer
@@ -76,6 +77,8 @@ def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
         constraints = child.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not constraints.ca:
             raise ValueError(f"{child.subject.rfc4514_string()!r} is not a CA's certificate (basicConstraints)")
+    if ca.crl.on:
+        check_signs_crls(own)
     return CaCertificate.of(own, path[1:])
 
 
@@ -119,7 +122,11 @@ def read(config: Config) -> tuple[Material, list[str]]:
         for label in config.labels.values()
     )
     pairs = {(label.ca, profile) for label in config.labels.values() for profile in config.profiles}
-    issuers = {(ca, profile): Issuer(cas[ca], config.profiles[profile]) for ca, profile in sorted(pairs) if ca in cas}
+    issuers = {
+        (ca, profile): Issuer(cas[ca], config.profiles[profile], config.cas[ca].crl.url)
+        for ca, profile in sorted(pairs)
+        if ca in cas
+    }
     return Material(config=config, cas=cas, policies=policies, issuers=issuers), problems
 
 

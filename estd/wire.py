@@ -15,6 +15,7 @@ from estd import der
 from estd.errors import BadRequest, Reason, UnsupportedMediaType
 
 CERTS_ONLY_TYPE = "application/pkcs7-mime; smime-type=certs-only"
+CRLS_ONLY_TYPE = "application/pkcs7-mime; smime-type=crls-only"
 PKCS10_TYPES = frozenset({"application/pkcs10", "application/x-pkcs10"})
 PEM_TYPES = frozenset({"application/x-pem-file", "application/pem-certificate-request"})
 
@@ -30,6 +31,7 @@ _SIGNED_DATA = der.oid("1.2.840.113549.1.7.2")
 _DATA = der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.7.1"))
 _BEFORE_CERTIFICATES = der.uint(1) + der.tlv(der.SET, b"") + _DATA
 _AFTER_CERTIFICATES = der.tlv(der.SET, b"")
+_CRLS = 0xA1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,3 +102,10 @@ def cacerts(certificates: Iterable[bytes], *, one_line: bool) -> bytes:
     """The body of cacerts: there is no request to mirror, so a long one is wrapped unless the label says otherwise."""
     line = binascii.b2a_base64(certs_only(certificates))
     return line if one_line or len(line) - 1 <= LINE_MAX else _wrap(line[:-1])
+
+
+def crls(crl_der: bytes) -> bytes:
+    """The body of /crls (RFC 8295 §4.2): a crls-only CMS SignedData around the CRL, wrapped, since it may be long."""
+    signed = _BEFORE_CERTIFICATES + der.tlv(_CRLS, crl_der) + _AFTER_CERTIFICATES
+    message = der.tlv(der.SEQUENCE, _SIGNED_DATA + der.tlv(der.EXPLICIT_0, der.tlv(der.SEQUENCE, signed)))
+    return _wrap(binascii.b2a_base64(message, newline=False))

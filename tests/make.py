@@ -12,7 +12,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import AttributeOID, ExtendedKeyUsageOID, NameOID
 
@@ -50,7 +50,7 @@ def csr(
         builder = builder.add_extension(value, critical)
     if challenge_password is not None:
         builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, challenge_password)
-    if algorithm is None and not isinstance(signer, ed25519.Ed25519PrivateKey):
+    if algorithm is None and isinstance(signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         algorithm = hashes.SHA256()
     return builder.sign(signer, algorithm).public_bytes(Encoding.DER)
 

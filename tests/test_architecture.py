@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "repeats", "tls", "toml_table"),
-    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
+    ("errors", "der", "frames", "ledger_crls", "repeats", "tls", "toml_table"),
+    ("labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
-    ("identify", "ledger"),
-    ("policy", "ledger_link"),
-    ("material",),
+    ("identify", "ledger", "crl_file", "crl_list"),
+    ("policy", "ledger_link", "crl_keeper"),
+    ("material", "command"),
     ("batch", "edge", "ledger_process", "supervisor"),
     ("issuer", "exposition"),
     ("admin", "checks", "instance"),
-    ("serve", "child"),
+    ("serve", "child", "cli_crl"),
     ("cli",),
 )
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
@@ -35,7 +35,8 @@ TOKEN_USERS: dict[str, tuple[set[str], str]] = {
     "batch": ({"errors", "session"}, "the types at its seam: a Job goes in, a signature or a TokenError comes out"),
     "checks": ({"errors", "session"}, "estd check makes a test signature through the issuer's own opening"),
     "instance": ({"keys", "token"}, "estd init makes the token and the CA's key"),
-    "cli": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
+    "command": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
+    "crl_keeper": ({"errors", "session"}, "the same seam as batch's, for CRLs"),
 }
 """Which rooms of estd import which rooms of hsm, and why."""
 
@@ -46,7 +47,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "admin": "the admin port",
     },
     "uvloop": {"edge": "the loop that serves devices"},
-    "sqlite3": {"ledger": "the one database"},
+    "sqlite3": {"ledger": "the one database", "ledger_crls": "its part about CRLs"},
     "prometheus_client": {"admin": "the text format", "exposition": "the families"},
     "OpenSSL": {
         "tls": "the transport",
@@ -61,7 +62,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames")
+PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames", "crl_list")
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",

@@ -317,7 +317,7 @@ def test_a_loaded_files_paths_begin_in_its_folder(folder: Path, monkeypatch: pyt
     assert config.load(Path("estd.toml")).token.pin_file == folder.resolve() / "pin"
 
 
-_SETTINGS = ("server", "token", "ledger", "profile.device", "label.default")
+_SETTINGS = ("server", "token", "ledger", "ca.root", "profile.device", "label.default")
 """The sections whose every key the template shows, with its default where it has one."""
 _COMMENTED = re.compile(r'# (\w+) = ("[^"]*"|\[[^\]]*\]|[\w.]+)(\s+#.*)?')
 _PLAIN = re.compile(r"(\w+) = ")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, padding, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, mldsa, padding, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +29,7 @@ RSA_ENCRYPTION, RSA_PSS = "1.2.840.113549.1.1.1", "1.2.840.113549.1.1.10"
 ECDSA_SHA256 = der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.2"))
 RSA_SHA256 = der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.1.11") + der.NULL)
 ED25519 = der.tlv(der.SEQUENCE, der.oid("1.3.101.112"))
+ML_DSA_OIDS = {44: "2.16.840.1.101.3.4.3.17", 65: "2.16.840.1.101.3.4.3.18", 87: "2.16.840.1.101.3.4.3.19"}
 A_SAN = der.tlv(der.SEQUENCE, der.tlv(0x82, b"a.example"))
 UTF8, PRINTABLE, BMP = 0x0C, 0x13, 0x1E
 LONG_NAMES = pytest.mark.filterwarnings("ignore:Attribute's length")
@@ -37,6 +38,12 @@ LONG_NAMES = pytest.mark.filterwarnings("ignore:Attribute's length")
 @cache
 def rsa_key(bits: int = 2048, exponent: int = 65537) -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(exponent, bits)  # type: ignore[arg-type]
+
+
+@cache
+def ml_dsa_key(number: int = 44) -> Any:
+    kinds = {44: mldsa.MLDSA44PrivateKey, 65: mldsa.MLDSA65PrivateKey, 87: mldsa.MLDSA87PrivateKey}
+    return kinds[number].generate()
 
 
 @cache
@@ -51,6 +58,21 @@ def spki(key: Any) -> bytes:
 
 def spki_of(algorithm: bytes, bits: bytes, unused: int = 0) -> bytes:
     return der.tlv(der.SEQUENCE, der.tlv(der.SEQUENCE, algorithm) + der.tlv(der.BIT_STRING, bytes([unused]) + bits))
+
+
+def ml_dsa(number: int, parameters: bytes = b"") -> bytes:
+    """The AlgorithmIdentifier of ML-DSA keys and signatures."""
+    return der.tlv(der.SEQUENCE, der.oid(ML_DSA_OIDS[number]) + parameters)
+
+
+def ml_dsa_spki(bits: bytes | None = None, *, number: int = 44, parameters: bytes = b"", unused: int = 0) -> bytes:
+    """A SubjectPublicKeyInfo of ML-DSA, by default of the key that `request` then signs with."""
+    bits = ml_dsa_key().public_key().public_bytes_raw() if bits is None else bits
+    return spki_of(der.oid(ML_DSA_OIDS[number]) + parameters, bits, unused)
+
+
+def ml_dsa_request(*, spki_der: bytes | None = None, **how: Any) -> bytes:
+    return request(key=ml_dsa_key(), spki_der=spki_der, **how)
 
 
 def point(key: Any = None, form: PublicFormat = PublicFormat.UncompressedPoint) -> bytes:
@@ -128,6 +150,9 @@ def request(
     elif sign is None and isinstance(key, ed25519.Ed25519PrivateKey):
         signature = key.sign(tbs)
         algorithm = algorithm or ED25519
+    elif sign is None and not isinstance(key, ec.EllipticCurvePrivateKey):
+        signature = key.sign(tbs)
+        algorithm = algorithm or ml_dsa(44)
     else:
         signature = sign(tbs) if sign else key.sign(tbs, ec.ECDSA(hashes.SHA256()))
     bits = der.tlv(der.BIT_STRING, b"\0" + signature)
@@ -171,6 +196,9 @@ KINDS: dict[str, Callable[[], Any]] = {
     "rsa-2048": rsa_key,
     "rsa-3072": lambda: rsa_key(3072),
     "rsa-4096": lambda: rsa_key(4096),
+    "ml-dsa-44": lambda: ml_dsa_key(44),
+    "ml-dsa-65": lambda: ml_dsa_key(65),
+    "ml-dsa-87": lambda: ml_dsa_key(87),
 }
 
 REFUSED: dict[str, tuple[Callable[[], bytes], Reason]] = {
@@ -255,6 +283,44 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Reason]] = {
         lambda: request(key=rsa_key(), spki_der=spki_of(der.oid(RSA_ENCRYPTION) + der.NULL, rsa_pkcs1() + b"\0")),
         Reason.BAD_KEY,
     ),
+    # R49: ML-DSA.
+    "R49 ML-DSA with NULL": (lambda: ml_dsa_request(spki_der=ml_dsa_spki(parameters=der.NULL)), Reason.NOT_DER),
+    "R49 ML-DSA with a curve": (
+        lambda: ml_dsa_request(spki_der=ml_dsa_spki(parameters=der.oid(PRIME_256))), Reason.NOT_DER,
+    ),
+    "R49 an ML-DSA key too short": (lambda: ml_dsa_request(spki_der=ml_dsa_spki(bytes(1311))), Reason.BAD_KEY),
+    "R49 an ML-DSA key too long": (lambda: ml_dsa_request(spki_der=ml_dsa_spki(bytes(1313))), Reason.BAD_KEY),
+    "R49 an ML-DSA-65 key of ML-DSA-44's length": (
+        lambda: ml_dsa_request(spki_der=ml_dsa_spki(number=65)), Reason.BAD_KEY,
+    ),
+    "R49 an empty ML-DSA key": (lambda: ml_dsa_request(spki_der=ml_dsa_spki(b"")), Reason.BAD_KEY),
+    "R49 unused bits in an ML-DSA key": (
+        lambda: ml_dsa_request(spki_der=ml_dsa_spki(bytes(1312), unused=1)), Reason.BAD_KEY,
+    ),
+    "R49 an ML-DSA key in an OCTET STRING": (
+        lambda: ml_dsa_request(spki_der=ml_dsa_spki(der.tlv(der.OCTET_STRING, bytes(1312)))), Reason.BAD_KEY,
+    ),
+    "R49 pre-hashed ML-DSA": (
+        lambda: ml_dsa_request(spki_der=spki_of(
+            der.oid("2.16.840.1.101.3.4.3.32"), ml_dsa_key().public_key().public_bytes_raw()
+        )), Reason.BAD_KEY,
+    ),
+    "R49 R21 another ML-DSA key's signature": (
+        lambda: ml_dsa_request(spki_der=ml_dsa_spki(bytes(1312))), Reason.BAD_SIGNATURE,
+    ),
+    "R49 R21 an ML-DSA signature of zeros": (lambda: ml_dsa_request(sign=lambda _: bytes(2420), algorithm=ml_dsa(44)),
+                                             Reason.BAD_SIGNATURE),
+    "R49 R21 an ML-DSA signature cut short": (
+        lambda: ml_dsa_request(sign=lambda tbs: ml_dsa_key().sign(tbs)[:-1], algorithm=ml_dsa(44)),
+        Reason.BAD_SIGNATURE,
+    ),
+    "R49 R21 an ML-DSA signature with a context": (
+        lambda: ml_dsa_request(sign=lambda tbs: ml_dsa_key().sign(tbs, b"est"), algorithm=ml_dsa(44)),
+        Reason.BAD_SIGNATURE,
+    ),
+    "R49 an ML-DSA-44 key under ML-DSA-65": (lambda: ml_dsa_request(algorithm=ml_dsa(65)), Reason.BAD_SIGNATURE),
+    "R49 an ML-DSA key under ECDSA": (lambda: ml_dsa_request(algorithm=ECDSA_SHA256), Reason.BAD_SIGNATURE),
+    "R49 an EC key under ML-DSA": (lambda: request(algorithm=ml_dsa(44)), Reason.BAD_SIGNATURE),
     # Structure.
     "nothing": (lambda: b"", Reason.NOT_DER),
     "a certificate": (lambda: make.certificate().der, Reason.NOT_DER),

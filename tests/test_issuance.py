@@ -69,7 +69,7 @@ def subject_key(kind: str) -> Any:
 
 def built(
     authority: CaCertificate, limits: Profile, *, kind: str, serial: bytes, not_before: int, not_after: int,
-    subject: x509.Name, san: Sequence[x509.GeneralName], signer: Any, public_key: Any,
+    subject: x509.Name, san: Sequence[x509.GeneralName], signer: Any, public_key: Any, crl_url: str = "",
 ) -> x509.Certificate:  # fmt: skip
     """The same certificate by cryptography's CertificateBuilder."""
     bits = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -92,6 +92,9 @@ def built(
         uses = [x509.ObjectIdentifier(one) for one in limits.extended_key_usage]
         builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     builder = builder.add_extension(x509.AuthorityKeyIdentifier(authority.key_id, None, None), critical=False)
+    if crl_url and limits.crl_distribution_point:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl_url)], None, None, None)
+        builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
     builder = builder.add_extension(x509.SubjectKeyIdentifier(digest.finalize()[:20]), critical=False)
     if san:
         builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=not subject.rdns)
@@ -120,13 +123,18 @@ _SAN = st.lists(
     max_size=17,
 )
 _PROFILES = st.builds(
-    lambda validity, backdate, usage, extended: profile(
-        validity_seconds=validity, backdate_seconds=backdate, key_usage=tuple(usage), extended_key_usage=tuple(extended)
+    lambda validity, backdate, usage, extended, point: profile(
+        validity_seconds=validity,
+        backdate_seconds=backdate,
+        key_usage=tuple(usage),
+        extended_key_usage=tuple(extended),
+        crl_distribution_point=point,
     ),
     st.integers(60, 40 * 365 * DAY),
     st.integers(0, 2 * DAY),
     st.lists(st.sampled_from(KEY_USAGES), unique=True, min_size=1),
     st.lists(st.sampled_from([*EXTENDED_KEY_USAGES.values(), "1.3.6.1.4.1.311.20.2.2", "2.999.1"]), unique=True),
+    st.booleans(),
 )
 _TIMES = st.one_of(
     st.integers(NOW - 20 * 365 * DAY, NOW + 60 * 365 * DAY),
@@ -139,21 +147,22 @@ _TIMES = st.one_of(
     ca_kind=st.sampled_from(["ec-p256", "ec-p384", "rsa-2048"]),
     ca_ends=st.sampled_from([YEAR_2050 - 1, YEAR_2050, YEAR_2050 + 5 * 365 * DAY, 4102444800]),
     ca_id=st.booleans(),
-    kind=st.sampled_from(["ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048"]),
+    kind=st.sampled_from(["ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "ml-dsa-44"]),
     limits=_PROFILES,
     now=_TIMES,
     subject=_SUBJECTS,
     san=_SAN,
+    crl_url=st.sampled_from(["", "http://crl.example.com/root.crl", f"http://crl.example.com/{'a' * 200}.crl"]),
 )
 @settings(deadline=None, derandomize=True, max_examples=400)
 def test_R50_equals_the_builder(
     ca_kind: str, ca_ends: int, ca_id: bool, kind: str, limits: Profile, now: int, subject: x509.Name,
-    san: Sequence[x509.GeneralName],
+    san: Sequence[x509.GeneralName], crl_url: str,
 ) -> None:  # fmt: skip
     """Names, keys, CAs, profiles and times of any kind: the TBSCertificate and the whole certificate are those of
     CertificateBuilder, byte for byte."""
     authority = ca(ca_kind, ends=ca_ends, key_id=ca_id)
-    issuer = Issuer(authority, limits)
+    issuer = Issuer(authority, limits, crl_url)
     given = Names(subject=subject, san=tuple(san))
     if now > ca_ends:
         with pytest.raises(Unavailable):
@@ -181,7 +190,7 @@ def test_R50_equals_the_builder(
     signer = ca_key(ca_kind)
     other = built(
         authority, limits, kind=ca_kind, serial=serial, not_before=prepared.not_before, not_after=prepared.not_after,
-        subject=subject, san=san, signer=signer, public_key=subject_key(kind).public_key(),
+        subject=subject, san=san, signer=signer, public_key=subject_key(kind).public_key(), crl_url=crl_url,
     )  # fmt: skip
     assert prepared.tbs == other.tbs_certificate_bytes
     assert issuer.complete(prepared, other.signature) == other.public_bytes(Encoding.DER)

@@ -1,0 +1,92 @@
+"""The file that holds a CA's CRL: written whole or not at all, and believed only when it is the CA's.
+
+The issuer that made a CRL writes it here; edges, the command line and whatever web server publishes it read it. A
+reader never sees half of one: it is written beside its place and moved there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from estd import wire
+from estd.errors import Reason, Unavailable
+from estd.issuance import CaCertificate
+
+_LOOK_AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A CRL that its CA signed."""
+
+    der: bytes
+    number: int
+    this_update: datetime
+    next_update: datetime
+    entries: int
+
+
+def write(path: Path, crl_der: bytes) -> None:
+    """Replace the CRL, for everybody to read. Raises OSError, and the old one stays."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("wb") as file:
+        file.write(crl_der)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.chmod(0o644)
+    beside.replace(path)
+
+
+def read(path: Path, ca: CaCertificate) -> Published:
+    """The CRL in the file. Raises OSError, or ValueError where it is not one that this CA signed."""
+    data = path.read_bytes()
+    try:
+        crl = x509.load_der_x509_crl(data)
+        signed = crl.issuer == ca.certificate.subject and crl.is_signature_valid(ca.public_key)
+        if not signed or crl.next_update_utc is None:
+            raise ValueError("its CA did not sign it")
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+        raise ValueError(f"{path} is not a CRL of {ca.certificate.subject.rfc4514_string()!r}: {error}") from None
+    return Published(
+        der=data,
+        number=number,
+        this_update=crl.last_update_utc,
+        next_update=crl.next_update_utc,
+        entries=len(crl),
+    )
+
+
+class CrlBody:
+    """What an edge answers at /crls: the file's CRL, looked at again once a second at most."""
+
+    def __init__(self, path: Path, ca: CaCertificate) -> None:
+        self._path = path
+        self._ca = ca
+        self._stamp: object = None
+        self._body = b""
+        self._look_again = 0.0
+
+    def get(self) -> bytes:
+        """A 503 while there is none. One that cannot be believed leaves the one before it in its place."""
+        if time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + _LOOK_AGAIN_SECONDS
+            try:
+                status = self._path.stat()
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+                if stamp != self._stamp:
+                    self._body = wire.crls(read(self._path, self._ca).der)
+                    self._stamp = stamp
+            except (OSError, ValueError):
+                pass
+        if not self._body:
+            raise Unavailable(Reason.CRL_STALE, "The CA has not made its CRL yet.")
+        return self._body
