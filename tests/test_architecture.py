@@ -16,10 +16,10 @@ LINES_MAX = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "der", "frames", "repeats", "tls", "toml_table"),
     ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
+    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "ledger_requests"),
     ("identify", "ledger"),
     ("policy", "ledger_link"),
-    ("material",),
+    ("material", "holding"),
     ("batch", "edge", "ledger_process", "supervisor"),
     ("issuer", "exposition"),
     ("admin", "checks", "instance"),
@@ -46,7 +46,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "admin": "the admin port",
     },
     "uvloop": {"edge": "the loop that serves devices"},
-    "sqlite3": {"ledger": "the one database"},
+    "sqlite3": {"ledger": "the one database", "ledger_requests": "its part about requests that wait for a person"},
     "prometheus_client": {"admin": "the text format", "exposition": "the families"},
     "OpenSSL": {
         "tls": "the transport",
