@@ -49,6 +49,8 @@ SCHEMA = """
 """
 
 STATES = ("pending", "approved", "denied", "issued", "expired")
+REASON_MAX = 300
+"""Characters of a decision's reason."""
 DECISIONS = ("approved", "denied")
 _OPEN = "state IN ('pending', 'approved', 'denied')"
 _SHOWN = f"CASE WHEN {_OPEN} AND expires_at <= :now THEN 'expired' ELSE state END"
@@ -179,6 +181,11 @@ class Requests:
         """What was decided on a request, in that order."""
         query = "SELECT state, at, by, reason FROM decision WHERE request = ? ORDER BY id"
         return [Decision(*row) for row in self._db.execute(query, (number,))]
+
+
+def plain_text(text: str) -> str:
+    """What a client chose, for a person's eyes: without characters that control a terminal or turn the text round."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _held(row: tuple[object, ...]) -> HeldRequest:

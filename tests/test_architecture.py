@@ -19,11 +19,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "ledger_requests"),
     ("identify", "ledger"),
     ("policy", "ledger_link"),
-    ("material", "holding"),
+    ("material", "command", "holding"),
     ("batch", "edge", "ledger_process", "supervisor"),
     ("issuer", "exposition"),
     ("admin", "checks", "instance"),
     ("serve", "child"),
+    ("cli_requests",),
     ("cli",),
 )
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
@@ -35,7 +36,7 @@ TOKEN_USERS: dict[str, tuple[set[str], str]] = {
     "batch": ({"errors", "session"}, "the types at its seam: a Job goes in, a signature or a TokenError comes out"),
     "checks": ({"errors", "session"}, "estd check makes a test signature through the issuer's own opening"),
     "instance": ({"keys", "token"}, "estd init makes the token and the CA's key"),
-    "cli": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
+    "command": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
 }
 """Which rooms of estd import which rooms of hsm, and why."""
 
