@@ -154,5 +154,11 @@ class RemoteWriter(Reader):
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         return bool(self._ask({"do": "revoke", "serial": serial.hex(), "when": when, "reason": reason})["found"])
 
+    def close(self) -> None:
+        super().close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def store_health(self, slot: int, at: float) -> None:
         self._ask({"do": "health", "slot": slot, "at": at})

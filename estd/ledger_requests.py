@@ -170,7 +170,9 @@ class Requests:
             SELECT {_COLUMNS} FROM request
             WHERE (:state IS NULL OR shown = :state) AND (:before IS NULL OR id < :before)
               AND (:text = '' OR instr(lower(subject || char(10) || names || char(10) || identity || char(10) || peer
-                   || char(10) || label || char(10) || hex(spki_sha256)), lower(:text)) > 0)
+                   || char(10) || label || char(10) || hex(spki_sha256)), lower(:text)) > 0
+                   OR length(replace(:text, ':', '')) >= 8
+                   AND instr(lower(hex(spki_sha256)), lower(replace(:text, ':', ''))) > 0)
             ORDER BY id DESC LIMIT :limit
         """
         values = {"now": now_ms, "state": state, "before": before, "text": text, "limit": limit}
