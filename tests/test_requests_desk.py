@@ -62,12 +62,14 @@ class Device:
     def waits(self) -> HeldRequest:
         """Asks, must be told to wait, and is found in the ledger."""
         assert self.is_told()[0] == 202
-        return newest(self.server)
+        found = newest(self.server)
+        assert found is not None
+        return found
 
 
-def newest(server: Server) -> HeldRequest:
+def newest(server: Server) -> HeldRequest | None:
     with Reader(server.folder / "ledger.sqlite3") as reader:
-        return next(reader.requests.search(0))
+        return next(reader.requests.search(0, limit=1), None)
 
 
 def find(server: Server, number: int) -> HeldRequest:
