@@ -1,9 +1,11 @@
-"""The admin port: /metrics for Prometheus, /healthz (the supervisor lives), /readyz (it can issue). Loopback unless
-the configuration says otherwise; nothing on it changes anything."""
+"""The admin port: /metrics for Prometheus, /healthz (the supervisor lives), /readyz (it can issue); with [admin]
+credentials also /requests, where a person decides (estd/requests_desk.py). Loopback unless the configuration says
+otherwise; nothing else on it changes anything."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -15,7 +17,7 @@ from estd.supervisor import Supervisor
 from estd.toml_table import Address
 
 
-async def start(address: Address, supervisor: Supervisor) -> web.AppRunner:
+async def start(address: Address, supervisor: Supervisor, routes: Iterable[web.RouteDef] = ()) -> web.AppRunner:
     """Serve the admin port. Raises OSError where it cannot be bound."""
     registry = CollectorRegistry()
     registry.register(SlotsCollector(supervisor.slots))
@@ -48,6 +50,7 @@ async def start(address: Address, supervisor: Supervisor) -> web.AppRunner:
     app.router.add_get("/metrics", serve_metrics)
     app.router.add_get("/healthz", serve_health)
     app.router.add_get("/readyz", serve_ready)
+    app.router.add_routes(routes)
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     await web.TCPSite(runner, address.host, address.port).start()

@@ -15,12 +15,13 @@ from typing import Protocol
 
 from cryptography import x509
 
-from estd import csr, der, frames, metrics, policy
+from estd import csr, der, frames, holding, metrics, policy
 from estd.errors import REASONS, EstError, NotFound, Reason, Unavailable
 from estd.frames import Answer, Request
 from estd.identify import ClientCertificate
 from estd.issuance import CertificateDer, Issuer, Prepared, serials
 from estd.ledger import LedgerBroken, Row
+from estd.ledger_requests import Held
 from estd.material import Material
 from estd.policy import Authorised, Client, Evidence, Issued
 from estd.repeats import Repeats
@@ -45,8 +46,10 @@ class Ledger(Protocol):
     def find_many(self, serials: Collection[bytes]) -> Mapping[bytes, Row]: ...
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None: ...
     def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]: ...
-    def record(self, rows: Sequence[Row]) -> None: ...
+    def record(self, rows: Sequence[Row], held: Held) -> Collection[bytes]: ...
     def store_health(self, slot: int, at: float) -> None: ...
+    @property
+    def requests(self) -> holding.Requests: ...
 
 
 @dataclass(slots=True)
@@ -64,6 +67,8 @@ class _Item:
     certificate_der: CertificateDer | None = None
     twin: _Item | None = None
     """The same request earlier in this batch: both get one certificate."""
+    verdict: holding.Verdict | None = None
+    """What became of it where its label holds requests for a person."""
     answer: Answer | None = None
 
 
@@ -121,6 +126,7 @@ class BatchLine:
                     self._guard(item, step, now)
             mark = self._stage(name, mark)
         going = _without_twins([item for item in items if item.answer is None])
+        going, waiting = self._hold(going, now)
         if going:
             for item, serial in zip(going, serials(len(going), int(now * 1000)), strict=True):
                 self._guard(item, partial(self._prepare, serial), now)
@@ -129,7 +135,8 @@ class BatchLine:
             fatal = self._sign(going)
             mark = self._stage("sign", mark)
             going = [item for item in going if item.answer is None]
-            fatal = self._record(going, now) or fatal
+        if going or waiting:
+            fatal = self._record(going, waiting, now) or fatal
             self._stage("commit", mark)
         for item in items:
             if item.answer is None and item.twin is not None and item.twin.answer is not None:
@@ -208,6 +215,26 @@ class BatchLine:
                 item.answer = _issued(item, row.serial, row.certificate_der)
                 return
 
+    def _hold(self, items: list[_Item], now: float) -> tuple[list[_Item], list[_Item]]:
+        """Those that go on, and those that begin to wait for a person; who waits or is denied has its answer."""
+        held = [item for item in items if item.authorised is not None and holding.is_held(item.authorised)]
+        if not held:
+            return items, []
+        asked = [holding.Asked(item.authorised, item.request.peer) for item in held if item.authorised is not None]
+        try:
+            verdicts = holding.judge(self._ledger.requests, asked, int(now * 1000))
+        except Exception as error:
+            self._report("step_failed", error=repr(error)[:500], step="hold")
+            trouble = Unavailable(Reason.INTERNAL, "The ledger could not be asked; the server's log says why.")
+            verdicts = [holding.Verdict(trouble)] * len(held)
+        for item, verdict in zip(held, verdicts, strict=True):
+            item.verdict = verdict
+            if verdict.refusal is not None and verdict.waiting is None:
+                item.answer = refusal(item.request.id, verdict.refusal, _identity(item))
+        left = [item for item in items if item.answer is None]
+        waiting = [item for item in left if item.verdict is not None and item.verdict.waiting is not None]
+        return [item for item in left if item.verdict is None or item.verdict.waiting is None], waiting
+
     def _prepare(self, serial: bytes, item: _Item, now: float) -> None:
         authorised = item.authorised
         assert authorised is not None
@@ -245,23 +272,28 @@ class BatchLine:
             self._slot.observe(metrics.SIGN_SECONDS, metrics.SIGN_SECONDS.at, each)
         return fatal
 
-    def _record(self, items: list[_Item], now: float) -> str:
+    def _record(self, items: list[_Item], waiting: list[_Item], now: float) -> str:
         """Record all in one transaction, then answer; returns why the process must end, or nothing."""
-        if not items:
-            return ""
         rows = [_row(item, int(now * 1000)) for item in items]
         began = time.perf_counter()
         try:
-            self._ledger.record(rows)
+            approved = {row.serial: item.verdict for row, item in zip(rows, items, strict=True) if item.verdict}
+            withdrawn = self._ledger.record(rows, holding.changes(approved, [item.verdict for item in waiting]))
         except Exception as error:
             # Whatever was raised: the rows may or may not be there, so no certificate of this batch may leave.
             trouble = Unavailable(Reason.LEDGER_AWAY, "The CA cannot record certificates at the moment.")
-            for item in items:
+            for item in (*items, *waiting):
                 item.answer = refusal(item.request.id, trouble, _identity(item))
             return str(error) if isinstance(error, LedgerBroken) else f"the ledger failed: {error!r}"
         self._slot.observe(metrics.COMMIT_SECONDS, metrics.COMMIT_SECONDS.at, time.perf_counter() - began)
-        self._slot.count(metrics.CERTIFICATES.at, len(rows))
+        self._slot.count(metrics.CERTIFICATES.at, len(rows) - len(withdrawn))
+        for item in waiting:
+            if item.verdict is not None and item.verdict.refusal is not None:
+                item.answer = refusal(item.request.id, item.verdict.refusal, _identity(item))
         for item, row in zip(items, rows, strict=True):
+            if row.serial in withdrawn:
+                item.answer = refusal(item.request.id, holding.waits(item.policy.label), _identity(item))
+                continue
             self._repeats.add(row.repeat_key, row.issued_at_ms)
             item.answer = _issued(item, row.serial, row.certificate_der)
         return ""

@@ -63,6 +63,11 @@ def _credentials(config: Config) -> list[str]:
                 credentials.parse(allow.credentials.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 problems.append(f"label.{label.name}.allow[{index}].credentials: {error}")
+    if config.approvers is not None:
+        try:
+            credentials.parse(config.approvers.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problems.append(f"admin.credentials: {error}")
     return problems
 
 

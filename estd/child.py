@@ -45,7 +45,7 @@ def main(role: str, index: int) -> int:
             case _:
                 from estd import ledger_process
 
-                return ledger_process.main(config, listeners["ledger"], log)
+                return ledger_process.main(config, listeners["ledger"], slot, log)
     finally:
         log.close()
 

@@ -15,7 +15,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, cli_crl, credentials
+from estd import __version__, cli_crl, cli_requests, credentials
 from estd.command import READABLE, config_option, json_option, plainly, writer
 from estd.config import Config, load
 from estd.issuance import SERIAL_BYTES
@@ -129,6 +129,7 @@ def serve_command(file: Path) -> None:
 @click.option("--same-key", is_flag=True, help="With --renew: keep the key.")
 @click.option("--link", is_flag=True, help="Link proof of possession to the TLS connection (RFC 7030 §3.5).")
 @click.option("--tls", type=click.Choice(["1.2", "1.3"]), help="Speak this TLS version only.")
+@click.option("--wait", help="Where the request waits for a person: keep asking for so long, such as 10m.")
 @click.option("--cacerts-only", is_flag=True, help="Fetch the CA's certificates and stop.")
 @click.option("--out", default="device", show_default=True, help="Writes OUT.key, OUT.pem and OUT.ca.pem.")
 @json_option
@@ -306,6 +307,7 @@ def cert_revoke(file: Path, serial: bytes, reason: str, as_json: bool) -> None:
 
 
 main.add_command(cli_crl.crl_group)
+main.add_command(cli_requests.requests_group)
 
 
 if __name__ == "__main__":

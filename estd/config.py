@@ -69,6 +69,8 @@ class Config:
     cas: dict[str, Ca]
     profiles: dict[str, Profile]
     labels: dict[str, Label]
+    approvers: Path | None
+    """Credentials of those who may decide on waiting requests on the admin port; None: no page there."""
 
     @property
     def run(self) -> Path:
@@ -152,7 +154,7 @@ def parse(text: str, folder: Path) -> Config:
         raise ConfigError([f"not TOML: {error}"]) from error
     problems: list[str] = []
     root = Table(data, "", problems, folder)
-    ledger = root.table("ledger")
+    ledger, admin = root.table("ledger"), root.table("admin")
     config = Config(
         folder=folder,
         server=_server(root.table("server")),
@@ -161,8 +163,10 @@ def parse(text: str, folder: Path) -> Config:
         cas={name: _ca(name, table) for name, table in root.tables("ca").items()},
         profiles={name: read_profile(name, table) for name, table in root.tables("profile").items()},
         labels={name: read_label(name, table) for name, table in root.tables("label").items()},
+        approvers=admin.optional_file("credentials"),
     )
     ledger.done()
+    admin.done()
     root.done()
     if not problems:
         problems += _cross_check(config)

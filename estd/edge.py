@@ -216,6 +216,7 @@ class Edge:
                 binding=binding,
                 chain=chain,
                 csr_der=sent.csr_der,
+                peer=(request.remote or "") if label.approval.held != "off" else "",
             )
         )
         seen.identity = given.identity or seen.identity

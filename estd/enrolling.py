@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,10 @@ from cryptography.hazmat.primitives.serialization import (
 from OpenSSL import SSL
 
 from estd.client import Access, EstClient, pem_of
-from estd.errors import ClientError
+from estd.errors import ClientError, Refused
+from estd.toml_table import duration
 
+_ASK_AGAIN_SECONDS = 60
 _TLS = {None: None, "1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
 MlDsaKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
@@ -50,6 +55,7 @@ class Options:
     same_key: bool
     link: bool
     tls: str | None
+    wait: str | None
     cacerts_only: bool
     out: str
 
@@ -96,9 +102,7 @@ def enroll(options: Options) -> dict[str, Any]:
         if options.cacerts_only:
             return done
         key, subject, san = _wanted(options)
-        certificate = client.enroll(
-            lambda binding: make_csr(key, subject, san, binding), renew=options.renew, link=options.link
-        )
+        certificate = _ask(client, access, options, lambda binding: make_csr(key, subject, san, binding))
     if not (options.renew and options.same_key):
         _write_key(Path(f"{options.out}.key"), key)
         done["key"] = f"{options.out}.key"
@@ -110,6 +114,30 @@ def enroll(options: Options) -> dict[str, Any]:
         "subject": certificate.subject.rfc4514_string(),
         "not_after": certificate.not_valid_after_utc.isoformat(),
     }
+
+
+def _ask(
+    client: EstClient, access: Access, options: Options, make: Callable[[bytes | None], bytes]
+) -> x509.Certificate:
+    """The certificate, asked for until `options.wait` is over where a person must approve it first: with the same key
+    and names each time, on a connection and in a request of its own (RFC 7030 §4.2.3)."""
+    until = time.monotonic() + (duration(options.wait) if options.wait else 0)
+    try:
+        return client.enroll(make, renew=options.renew, link=options.link)
+    except Refused as refusal:
+        waits = refusal
+    while True:
+        told = waits.retry_after or ""
+        pause = int(told) if told.isdecimal() else _ASK_AGAIN_SECONDS
+        if waits.status != 202 or time.monotonic() + pause > until:
+            raise waits
+        print(f"estd: {waits.sentence} Asking again in {pause} s.", file=sys.stderr, flush=True)
+        time.sleep(pause)
+        try:
+            with EstClient(access) as again:
+                return again.enroll(make, renew=options.renew, link=options.link)
+        except Refused as refusal:
+            waits = refusal
 
 
 def _wanted(options: Options) -> tuple[Key, x509.Name, x509.SubjectAlternativeName | None]:

@@ -1,14 +1,16 @@
 """What can be wrong with a request, each with the status that the device is told.
 
     EstError                  status   reasons
+    ├─ Waiting                202      waiting: no refusal, but an answer that is not a certificate yet
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
     │                                linking bad_http
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
-    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused
+    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused denied
     ├─ NotFound               404      unknown_label unknown_operation
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
     ├─ UnsupportedMediaType   415      media_type
+    ├─ TooMany                429      too_many
     └─ Unavailable            503      overloaded token_away ledger_away deadline crl_stale internal
 
 An error carries the sentence that the device reads; `http.respond` is the one place where it becomes HTTP. A 401 has
@@ -45,6 +47,9 @@ class Reason(StrEnum):
     CRL_STALE = "crl_stale"
     NOT_ISSUED = "not_issued"
     REKEY_REFUSED = "rekey_refused"
+    WAITING = "waiting"
+    DENIED = "denied"
+    TOO_MANY = "too_many"
     UNKNOWN_LABEL = "unknown_label"
     UNKNOWN_OPERATION = "unknown_operation"
     METHOD = "method"
@@ -79,6 +84,12 @@ class EstError(Exception):
         """Seconds, or None where the same request would fail again."""
 
 
+class Waiting(EstError):
+    """The request was taken, and waits for a person: the same one is asked again later (RFC 7030 §4.2.3)."""
+
+    status = 202
+
+
 class BadRequest(EstError):
     status = 400
 
@@ -111,6 +122,12 @@ class UnsupportedMediaType(EstError):
     status = 415
 
 
+class TooMany(EstError):
+    """One identity asks for more than its share."""
+
+    status = 429
+
+
 class Unavailable(EstError):
     """The service's own trouble or load: the same request may succeed later, and is told when to come back."""
 
@@ -122,7 +139,9 @@ class Unavailable(EstError):
 
 BY_STATUS: dict[int, type[EstError]] = {
     kind.status: kind
-    for kind in (BadRequest, Unauthenticated, Forbidden, NotFound, TooLarge, UnsupportedMediaType, Unavailable)
+    for kind in (
+        Waiting, BadRequest, Unauthenticated, Forbidden, NotFound, TooLarge, UnsupportedMediaType, TooMany, Unavailable,
+    )
 }  # fmt: skip
 """The class for each status that an issuer's answer may carry (see frames)."""
 

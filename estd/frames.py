@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 ENROLL, RENEW, CANCEL = 1, 2, 3
 
-_REQUEST = struct.Struct("<IQBBHhdHBI")
+_REQUEST = struct.Struct("<IQBBHhdHBBI")
 _ANSWER = struct.Struct("<IQHBHHB")
 _LENGTH = struct.Struct("<I")
 FRAME_MAX = 4 << 20
@@ -37,6 +37,8 @@ class Request(NamedTuple):
     chain: bytes
     """The client's certificate and its intermediates, DER after DER; empty without one."""
     csr_der: bytes
+    peer: str = ""
+    """The client's address, where the label holds requests for a person; at most 255 octets."""
 
 
 class Answer(NamedTuple):
@@ -54,10 +56,11 @@ class Answer(NamedTuple):
 
 def pack_request(request: Request) -> bytes:
     user = b"" if request.user is None else request.user.encode()
-    tail = b"".join((user, request.binding, request.chain, request.csr_der))
+    peer = request.peer.encode()
+    tail = b"".join((user, request.binding, peer, request.chain, request.csr_der))
     head = _REQUEST.pack(
         _REQUEST.size - 4 + len(tail), request.id, request.kind, 0 if request.user is None else 1, request.label,
-        request.rule, request.deadline, len(user), len(request.binding), len(request.chain),
+        request.rule, request.deadline, len(user), len(request.binding), len(peer), len(request.chain),
     )  # fmt: skip
     return head + tail
 
@@ -65,25 +68,28 @@ def pack_request(request: Request) -> bytes:
 def unpack_request(data: bytes, at: int, end: int) -> Request:
     if end - at < _REQUEST.size:
         raise FrameError("a request shorter than its head")
-    _, number, kind, has_user, label, rule, deadline, user_len, binding_len, chain_len = _REQUEST.unpack_from(data, at)
+    head = _REQUEST.unpack_from(data, at)
+    _, number, kind, has_user, label, rule, deadline, user_len, binding_len, peer_len, chain_len = head
     at += _REQUEST.size
     user_end = at + user_len
     binding_end = user_end + binding_len
-    chain_end = binding_end + chain_len
+    peer_end = binding_end + peer_len
+    chain_end = peer_end + chain_len
     if chain_end > end:
         raise FrameError("lengths inside a request exceed it")
     try:
         user = data[at:user_end].decode() if has_user else None
+        peer = data[binding_end:peer_end].decode()
     except UnicodeDecodeError:
-        raise FrameError("a user name that is not UTF-8") from None
+        raise FrameError("a user name or an address that is not UTF-8") from None
     return Request(
         number, kind, label, deadline, user, rule,
-        data[user_end:binding_end], data[binding_end:chain_end], data[chain_end:end],
+        data[user_end:binding_end], data[peer_end:chain_end], data[chain_end:end], peer,
     )  # fmt: skip
 
 
 def pack_cancel(number: int) -> bytes:
-    return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0)
+    return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0, 0)
 
 
 def pack_answer(answer: Answer) -> bytes:

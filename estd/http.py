@@ -32,8 +32,10 @@ _SILENT.propagate = False
 
 
 def respond(error: EstError) -> web.Response:
-    """The response of a refusal: the status table of RFC 7030 §4.2.3 in one place."""
-    headers = {"Server": _SERVER, "Estd-Error": header_text(error.sentence)}
+    """The response of a refusal, or of a request that waits: the status table of RFC 7030 §4.2.3 in one place."""
+    headers = {"Server": _SERVER}
+    if error.status >= 400:
+        headers["Estd-Error"] = header_text(error.sentence)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:

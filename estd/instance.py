@@ -70,6 +70,23 @@ profile = "idevid"
 who = "basic"
 credentials = "credentials"
 profile = "factory"
+
+# Here a person approves each first certificate, at http://$admin/requests or by `estd requests`.
+[label.approval]
+ca = "root"
+approval = "first"
+approval_retry = "2s"
+
+[[label.approval.allow]]
+who = "issued"
+
+[[label.approval.allow]]
+who = "basic"
+credentials = "credentials"
+profile = "factory"
+
+[admin]
+credentials = "approvers"           # who may decide there; demo/approver has a password
 """
 _BARE_RULES = """
 # [[label.default.allow]]
@@ -82,6 +99,10 @@ _BARE_RULES = """
 # who = "basic"
 # credentials = "credentials"       # made by: estd credential add credentials NAME
 # profile = "factory"
+
+# The page at /requests of the admin port, where a person decides on requests that wait; without this, there is none.
+# [admin]
+# credentials = "approvers"         # made by: estd credential add approvers NAME
 """
 _BARE_PROFILES = """
 # For a factory's credential, which enrolls many devices: the name is the request's.
@@ -137,7 +158,7 @@ def init(plan: Plan) -> None:
             listen=plan.listen,
             admin=plan.admin,
             profiles=_DEMO_PROFILES if plan.demo else _BARE_PROFILES,
-            rules=_DEMO_RULES if plan.demo else _BARE_RULES,
+            rules=_DEMO_RULES.replace("$admin", plan.admin) if plan.demo else _BARE_RULES,
             **settings,
         )
         # Last, so that an instance that was interrupted on its way is not taken for one.
@@ -311,6 +332,9 @@ def _demonstration(folder: Path) -> None:
     password = credentials.generate()
     _write(demo / "basic", f"factory:{password}\n".encode())
     _write(folder / "credentials", (credentials.line("factory", password, generated=True) + "\n").encode())
+    password = credentials.generate()
+    _write(demo / "approver", f"approver:{password}\n".encode())
+    _write(folder / "approvers", (credentials.line("approver", password, generated=True) + "\n").encode())
 
 
 def idevid(

@@ -76,10 +76,11 @@ class IssuerProcess:
         if config.server.issuers == 1:
             writer = Writer(config.ledger)
             self._ledger = writer
-            self._service = WriterService(writer)
+            self._service = WriterService(writer, slot)
         else:
             self._ledger = RemoteWriter(config.ledger, config.run / "ledger.sock")
         self._signer = open_signer(config, material)
+        self._holds = any(label.approval.held != "off" for label in config.labels.values())
         self._probe_ca = next(iter(config.cas))
         self._line = BatchLine(
             material=material,
@@ -201,12 +202,21 @@ class IssuerProcess:
             if isinstance(result, TokenError):
                 raise result
             self._ledger.store_health(self._index, time.time())
+            if self._holds and self._index == 0:
+                self._tell_waiting()
         except Exception as error:
             self._log("issuer_ends", why=str(error))
             return EXIT_FATAL
         self._slot.set(metrics.BUSY_SINCE.at, 0.0)
         self._slot.set(metrics.READY_AT.at, time.time())
         return 0
+
+    def _tell_waiting(self) -> None:
+        """What waits for a person, for the metrics: one issuer tells for all."""
+        now_ms = int(time.time() * 1000)
+        count, oldest_ms = self._ledger.requests.queue(now_ms)
+        self._slot.set(metrics.WAITING.at, count)
+        self._slot.set(metrics.WAITING_SECONDS.at, (now_ms - oldest_ms) / 1000 if count else 0.0)
 
 
 def _recall(config: Config, ledger: Ledger) -> Repeats:

@@ -76,6 +76,22 @@ class Allow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """Which requests wait for a person, how long and how many (docs/approval.md)."""
+
+    held: Literal["off", "first", "all"]
+    """Where it is "first", a renewal does not wait."""
+    retry_seconds: int
+    window_seconds: int
+    waiting: int
+    waiting_each: int
+    """Of one identity."""
+
+
+NO_APPROVAL = Approval(held="off", retry_seconds=60, window_seconds=7 * 86400, waiting=10_000, waiting_each=100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
     name: str
     ca: str
@@ -86,6 +102,7 @@ class Label:
     cacerts_one_line: bool
     body_bytes: int
     repeat_seconds: int
+    approval: Approval = NO_APPROVAL
 
 
 def _oid(text: str) -> str:
@@ -166,6 +183,20 @@ def _allow(table: Table) -> Allow:
     return allow
 
 
+def _approval(table: Table) -> Approval:
+    approval = Approval(
+        held=table.choice("approval", "off", ("off", "first", "all")),
+        retry_seconds=table.seconds("approval_retry", "60s", "8h"),
+        window_seconds=table.seconds("approval_window", "7d", "1y"),
+        waiting=table.whole("approval_waiting", 10_000, 1, 1_000_000),
+        waiting_each=table.whole("approval_waiting_each", 100, 1, 1_000_000),
+    )
+    for key, value in (("retry", approval.retry_seconds), ("window", approval.window_seconds)):
+        if value < 1:
+            table.wrong(f"approval_{key}", "must be a second or more")
+    return approval
+
+
 def read_label(name: str, table: Table) -> Label:
     """The table [label.NAME]; what is wrong with it goes into the table's problems."""
     rules = table.left.pop("allow", [])
@@ -185,6 +216,7 @@ def read_label(name: str, table: Table) -> Label:
         cacerts_one_line=table.flag("cacerts_one_line", False),
         body_bytes=table.size("body_limit", "64KiB", "1MiB"),
         repeat_seconds=table.seconds("repeat_window", "10m", "3h"),
+        approval=_approval(table),
     )
     table.done()
     if name in OPERATIONS:

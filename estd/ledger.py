@@ -14,14 +14,17 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
-from estd import ledger_crls
+from estd import ledger_crls, ledger_requests
 from estd.issuance import serial_floor
 from estd.ledger_crls import CrlRecord, Crls
+from estd.ledger_requests import NOTHING_HELD, Decision, Held, Requests
+
+T = TypeVar("T")
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -44,6 +47,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE health (slot INTEGER PRIMARY KEY, at REAL NOT NULL) STRICT;
     """,
     ledger_crls.SCHEMA,
+    ledger_requests.SCHEMA,
 )
 """Numbered by their place; `PRAGMA user_version` says how many a file has had. Never edited once released."""
 
@@ -112,6 +116,23 @@ class Reader:
         if version > len(MIGRATIONS):
             self._db.close()
             raise LedgerError(f"the ledger {path} has schema {version}, newer than this estd; use the newer estd")
+        self._schema = MIGRATIONS[:version]
+
+    @property
+    def crls(self) -> Crls:
+        """Revocations in their order, and each CA's last CRL."""
+        self._must_have(ledger_crls.SCHEMA)
+        return Crls(self._db)
+
+    @property
+    def requests(self) -> Requests:
+        """The requests that wait for a person, or waited."""
+        self._must_have(ledger_requests.SCHEMA)
+        return Requests(self._db)
+
+    def _must_have(self, migration: str) -> None:
+        if migration not in self._schema:
+            raise LedgerError("the ledger is of an older estd; serve it once with this one, which brings it up to date")
 
     def find(self, serial: bytes) -> Row | None:
         found = self._db.execute("SELECT * FROM certificate WHERE serial = ?", (serial,)).fetchone()
@@ -165,13 +186,6 @@ class Reader:
         for found in self._db.execute(query, (*values, limit)):
             yield Row(*found)
 
-    @property
-    def crls(self) -> Crls:
-        """Revocations in their order, and each CA's last CRL."""
-        if self._db.execute("PRAGMA user_version").fetchone()[0] <= MIGRATIONS.index(ledger_crls.SCHEMA):
-            raise LedgerError("the ledger is of an older estd; serve it once with this one, which brings it up to date")
-        return Crls(self._db)
-
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM certificate").fetchone()[0])
 
@@ -221,9 +235,25 @@ class Writer(Reader):
         # Checkpoints of 500 pages hold a batch up for 3 ms, SQLite's 1000 for 4 and 2000 for 10; all cost the same.
         self._db.execute("PRAGMA wal_autocheckpoint = 500")
 
-    def record(self, rows: Sequence[Row]) -> None:
-        """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written."""
-        self._write(_INSERT, rows)
+    def record(self, rows: Sequence[Row], held: Held = NOTHING_HELD) -> Collection[bytes]:
+        """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written.
+
+        `held` is what the batch changes about requests that wait for a person. Returns the serials that were left out,
+        since their approval was withdrawn meanwhile."""
+        if held is NOTHING_HELD:
+            self._write(_INSERT, rows)
+            return ()
+
+        def work(db: sqlite3.Connection) -> frozenset[bytes]:
+            withdrawn = ledger_requests.change(db, held)
+            db.executemany(_INSERT, [row for row in rows if row.serial not in withdrawn])
+            return withdrawn
+
+        return self._transact(work)
+
+    def decide(self, number: int, seen: str, decision: Decision) -> bool:
+        """Approve or deny a request that waits; False where it is not in the state `seen` any more."""
+        return self._transact(lambda db: ledger_requests.decide(db, number, seen, decision))
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         """Revoke a certificate; False where the ledger does not hold it. A second revocation changes nothing."""
@@ -246,12 +276,17 @@ class Writer(Reader):
         self._write("INSERT OR REPLACE INTO health VALUES (?, ?)", [(slot, at)])
 
     def _write(self, statement: str, values: Iterable[tuple[object, ...]]) -> None:
+        self._transact(lambda db: db.executemany(statement, values))
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """One durable transaction, all of it or nothing."""
         if self._broken:
             raise LedgerBroken(self._broken)
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(statement, values)
+            done = work(self._db)
             self._db.execute("COMMIT")
+            return done
         except sqlite3.Error as error:
             self._broken = f"the ledger cannot be written ({error}); restart once its disk is well"
             raise LedgerBroken(self._broken) from error

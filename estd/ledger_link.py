@@ -11,18 +11,21 @@ import base64
 import json
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from estd import metrics
 from estd.ledger import LedgerBroken, LedgerError, Reader, Row, Writer
 from estd.ledger_crls import CrlRecord
+from estd.ledger_requests import DECISIONS, NOTHING_HELD, Decision, Held, Waiting
 
 LEDGER_DOOR = "ledger"
 """The name of the listener on which the writer is asked."""
 _LENGTH = struct.Struct("<I")
 _TIMEOUT_SECONDS = 30.0
 _BLOBS = ("serial", "certificate_der", "csr_sha256", "repeat_key", "renews")
+_HELD_BLOBS = ("key", "renews", "spki_sha256")
 
 
 def frame(message: dict[str, Any]) -> bytes:
@@ -43,23 +46,55 @@ def _row_in(data: dict[str, Any]) -> Row:
     return Row(**{**data, **blobs})
 
 
-class WriterService:
-    """The writer's side. Messages that arrive together are written together."""
+def _held_out(held: Held) -> dict[str, Any]:
+    waiting = [one._asdict() for one in held.waiting]
+    for one in waiting:
+        one.update({name: base64.b64encode(one[name]).decode() for name in _HELD_BLOBS if one[name] is not None})
+    return {"waiting": waiting, "issued": {serial.hex(): number for serial, number in held.issued.items()}}
 
-    def __init__(self, writer: Writer) -> None:
+
+def _held_in(messages: Sequence[dict[str, Any]]) -> Held:
+    """What several batches change, as one change."""
+    told = [message["held"] for message in messages if message.get("held")]
+    if not told:
+        return NOTHING_HELD
+    waiting = [
+        Waiting(**{**one, **{name: base64.b64decode(one[name]) for name in _HELD_BLOBS if one[name] is not None}})
+        for held in told
+        for one in held["waiting"]
+    ]
+    return Held(waiting, {bytes.fromhex(one): number for held in told for one, number in held["issued"].items()})
+
+
+class WriterService:
+    """The writer's side. Messages that arrive together are written together. Decisions are counted in `slot`."""
+
+    def __init__(self, writer: Writer, slot: metrics.Slot | None = None) -> None:
         self._writer = writer
+        self._slot = slot
 
     def answer(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """An answer for each message. Raises LedgerBroken when the process must end, before any is acknowledged."""
-        rows = [_row_in(row) for message in messages if message["do"] == "record" for row in message["rows"]]
-        if rows:
-            self._writer.record(rows)
-        return [self._one(message) for message in messages]
+        batches = [message for message in messages if message["do"] == "record"]
+        rows = [_row_in(row) for message in batches for row in message["rows"]]
+        held = _held_in(batches)
+        withdrawn = self._writer.record(rows, held) if rows or held is not NOTHING_HELD else ()
+        recorded: dict[str, Any] = {"ok": True}
+        if withdrawn:
+            recorded["withdrawn"] = [serial.hex() for serial in withdrawn]
+        return [recorded if message["do"] == "record" else self._one(message) for message in messages]
+
+    def _decide(self, message: dict[str, Any]) -> bool:
+        decision = Decision(message["state"], message["at"], message["by"], message["reason"])
+        done = self._writer.decide(message["request"], message["seen"], decision)
+        if done and self._slot is not None:
+            self._slot.count(metrics.DECISIONS.series(decision.state))
+        return done
 
     def _one(self, message: dict[str, Any]) -> dict[str, Any]:
         match message["do"]:
-            case "record":
-                return {"ok": True}
+            case "decide" if message["state"] in DECISIONS:
+                return {"ok": True, "done": self._decide(message)}
             case "revoke":
                 found = self._writer.revoke(bytes.fromhex(message["serial"]), message["when"], message["reason"])
                 return {"ok": True, "found": found}
@@ -114,8 +149,14 @@ class RemoteWriter(Reader):
             data += part
         return bytes(data)
 
-    def record(self, rows: Sequence[Row]) -> None:
-        self._ask({"do": "record", "rows": [_row_out(row) for row in rows]})
+    def record(self, rows: Sequence[Row], held: Held = NOTHING_HELD) -> Collection[bytes]:
+        message: dict[str, Any] = {"do": "record", "rows": [_row_out(row) for row in rows]}
+        if held is not NOTHING_HELD:
+            message["held"] = _held_out(held)
+        return [bytes.fromhex(serial) for serial in self._ask(message).get("withdrawn", ())]
+
+    def decide(self, number: int, seen: str, decision: Decision) -> bool:
+        return bool(self._ask({"do": "decide", "request": number, "seen": seen, **decision._asdict()})["done"])
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         return bool(self._ask({"do": "revoke", "serial": serial.hex(), "when": when, "reason": reason})["found"])
@@ -128,3 +169,9 @@ class RemoteWriter(Reader):
 
     def store_health(self, slot: int, at: float) -> None:
         self._ask({"do": "health", "slot": slot, "at": at})
+
+    def close(self) -> None:
+        super().close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

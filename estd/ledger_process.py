@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+from estd import metrics
 from estd.config import Config
 from estd.errors import EXIT_FATAL
 from estd.ledger import LedgerError, Writer
@@ -18,8 +19,8 @@ from estd.sockets import Frame, FrameServer, Peer
 
 
 class LedgerProcess:
-    def __init__(self, *, config: Config, listener: socket.socket, log: Log) -> None:
-        self._service = WriterService(Writer(config.ledger))
+    def __init__(self, *, config: Config, listener: socket.socket, slot: metrics.Slot, log: Log) -> None:
+        self._service = WriterService(Writer(config.ledger), slot)
         self._log = log
         self._arrived: list[tuple[Peer, dict[str, Any]]] = []
         self._draining = False
@@ -52,10 +53,10 @@ class LedgerProcess:
         return 0
 
 
-def main(config: Config, listener: socket.socket, log: Log) -> int:
+def main(config: Config, listener: socket.socket, slot: metrics.Slot, log: Log) -> int:
     """The child process `ledger`."""
     try:
-        process = LedgerProcess(config=config, listener=listener, log=log)
+        process = LedgerProcess(config=config, listener=listener, slot=slot, log=log)
     except LedgerError as error:
         log("ledger_start_failed", why=str(error))
         return EXIT_FATAL

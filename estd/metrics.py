@@ -19,7 +19,8 @@ from estd.errors import REASONS
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "crls", "other")
-STATUSES = ("200", "400", "401", "403", "404", "405", "413", "415", "500", "503")
+STATUSES = ("200", "202", "400", "401", "403", "404", "405", "413", "415", "429", "500", "503")
+DECIDED = ("approved", "denied")
 STAGES = ("validate", "identify", "parse", "authorise", "prepare", "sign", "commit")
 
 
@@ -66,7 +67,9 @@ def _family(kind: str, name: str, text: str, *, bounds: tuple[float, ...] = (), 
 
 
 REQUESTS = _family("counter", "estd_requests", "Requests answered.", operation=OPERATIONS, status=STATUSES)
-REJECTIONS = _family("counter", "estd_rejections", "Requests refused, by reason.", reason=[str(r) for r in REASONS])
+REJECTIONS = _family(
+    "counter", "estd_rejections", "Requests refused or held, by reason.", reason=[str(r) for r in REASONS]
+)
 REQUEST_SECONDS = _family(
     "histogram", "estd_request_seconds", "From a request's headers to its answer.", bounds=SECONDS, operation=OPERATIONS
 )
@@ -90,6 +93,9 @@ CRLS = _family("counter", "estd_crls_made", "CRLs signed and published.")
 CRL_NEXT_UPDATE = _family("gauge", "estd_crl_next_update_timestamp_seconds", "When the first CRL to end ends; 0: none.")
 CRL_THIS_UPDATE = _family("gauge", "estd_crl_this_update_timestamp_seconds", "When that CRL was made; 0: none.")
 CRL_ENTRIES = _family("gauge", "estd_crl_entries", "Revoked certificates that the CRLs list.")
+WAITING = _family("gauge", "estd_approvals_waiting", "Requests that wait for a person.")
+WAITING_SECONDS = _family("gauge", "estd_approvals_oldest_wait_seconds", "How long the first of them has waited.")
+DECISIONS = _family("counter", "estd_approval_decisions", "Requests decided on by a person.", decision=DECIDED)
 LOGS_DROPPED = _family("counter", "estd_log_lines_dropped", "Log lines dropped since nobody took them.")
 
 SLOT_DOUBLES = FAMILIES[-1].end

@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+from aiohttp import web
+
 from estd import admin, material
 from estd.config import Config, parse
 from estd.errors import ConfigError
@@ -31,6 +33,16 @@ def serve(path: Path) -> None:
         os.close(descriptor)
 
 
+def _desk(config: Config, log: Log) -> list[web.RouteDef]:
+    """The page for those who decide on requests that wait; nothing of it is loaded where it is not configured."""
+    if config.approvers is None:
+        return []
+    from estd.requests_desk import Desk
+
+    ledger, writer_socket = config.ledger, config.run / "ledger.sock"
+    return Desk(credentials=config.approvers, ledger=ledger, writer_socket=writer_socket, log=log).routes()
+
+
 async def _serve(config: Config, toml: str, log: Log) -> None:
     supervisor = Supervisor(config, toml, log)
     loop = asyncio.get_running_loop()
@@ -38,7 +50,7 @@ async def _serve(config: Config, toml: str, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        runner = await admin.start(config.server.admin, supervisor)
+        runner = await admin.start(config.server.admin, supervisor, _desk(config, log))
     except OSError as error:
         raise ConfigError([f"server.admin: {config.server.admin} cannot be bound: {error.strerror}"]) from error
     log("serving", listen=str(config.server.listen), admin=str(config.server.admin), pid=os.getpid())

@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "ledger_crls", "repeats", "tls", "toml_table"),
-    ("labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http"),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
+    ("errors", "der", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests"),
+    ("labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http", "markup"),
+    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "requests_page"),
     ("identify", "ledger", "crl_file", "crl_list"),
     ("policy", "ledger_link", "crl_keeper"),
-    ("material", "command"),
-    ("batch", "edge", "ledger_process", "supervisor"),
+    ("material", "command", "holding", "requests_desk"),
+    ("batch", "edge", "ledger_process", "supervisor", "cli_requests"),
     ("issuer", "exposition"),
     ("admin", "checks", "instance"),
     ("serve", "child", "cli_crl"),
@@ -45,9 +45,15 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "http": "HTTP/1.1 as EST needs it",
         "edge": "requests and responses",
         "admin": "the admin port",
+        "requests_desk": "the admin port's page for a person",
+        "serve": "the type of that page's routes",
     },
     "uvloop": {"edge": "the loop that serves devices"},
-    "sqlite3": {"ledger": "the one database", "ledger_crls": "its part about CRLs"},
+    "sqlite3": {
+        "ledger": "the one database",
+        "ledger_crls": "its part about CRLs",
+        "ledger_requests": "its part about requests that wait for a person",
+    },
     "prometheus_client": {"admin": "the text format", "exposition": "the families"},
     "OpenSSL": {
         "tls": "the transport",

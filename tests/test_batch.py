@@ -6,6 +6,7 @@ ledger.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,12 +21,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estd import batch, config, csr, frames, material, metrics
+from estd import batch, config, csr, frames, ledger_requests, material, metrics
 from estd.batch import BatchLine, Fatal
 from estd.errors import REASONS, Reason
 from estd.frames import Answer, Request
 from estd.issuance import serial_floor
 from estd.ledger import LedgerBroken, Row
+from estd.ledger_requests import Held, Requests
 from estd.material import Material
 from estd.repeats import Repeats
 from hsm.errors import TokenError, TokenFatal, TokenTransient
@@ -89,6 +91,8 @@ class DictLedger:
         self.after: Callable[[], None] = lambda: None
         self.finding: Callable[[], None] = lambda: None
         self.records = 0
+        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        self.db.executescript(ledger_requests.SCHEMA)
 
     def find_many(self, serials: Collection[bytes]) -> dict[bytes, Row]:
         self.finding()
@@ -109,13 +113,20 @@ class DictLedger:
             (row.repeat_key, serial) for serial, row in sorted(self.rows.items()) if serial >= serial_floor(when_ms)
         )
 
-    def record(self, rows: Sequence[Row]) -> None:
+    @property
+    def requests(self) -> Requests:
+        return Requests(self.db)
+
+    def record(self, rows: Sequence[Row], held: Held) -> Collection[bytes]:
         self.records += 1
         self.before()
+        withdrawn = ledger_requests.change(self.db, held)
+        rows = [row for row in rows if row.serial not in withdrawn]
         assert not {row.serial for row in rows} & set(self.rows)
         assert len({row.serial for row in rows}) == len(rows)
         self.rows |= {row.serial: row for row in rows}
         self.after()
+        return withdrawn
 
     def store_health(self, slot: int, at: float) -> None:
         raise AssertionError("no batch stores health")
@@ -175,7 +186,7 @@ class Scene:
             return
         assert not answer.serial
         assert answer.payload.decode().endswith(".")
-        assert (answer.retry_after > 0) == (answer.status == 503)
+        assert (answer.retry_after > 0) == (answer.status in (202, 429, 503))
 
     def count(self, family: metrics.Family, *labels: str) -> float:
         return self.slot.get(family.series(*labels))

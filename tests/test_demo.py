@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from tests.conftest import program
-from tests.servers import Server
+from tests.servers import Server, wait_for
+from tests.test_cli import estd
+from tests.test_requests_desk import newest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,6 +20,21 @@ def _commands(text: str) -> list[str]:
     """The shell commands in the printed text: what is indented by four, with its continuations."""
     joined = text.replace("\\\n", " ")
     return [line.strip() for line in joined.splitlines() if re.match(r"    \S", line)]
+
+
+def _with_approval(server: Server, command: str, folder: Path, environment: dict[str, str]) -> None:
+    """Run a command that waits until a person approves, and be that person."""
+    waiting = subprocess.Popen(["sh", "-c", command], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: newest(server) is not None, 30)
+        one = newest(server)
+        assert one is not None
+        estd("requests", "approve", str(one.id), "--config", server.config)
+        _, said = waiting.communicate(timeout=60)
+    finally:
+        waiting.kill()
+        waiting.wait()
+    assert waiting.returncode == 0, said
 
 
 def test_each_printed_command_enrolls(server: Server, folder: Path) -> None:
@@ -40,12 +57,15 @@ def test_each_printed_command_enrolls(server: Server, folder: Path) -> None:
     before = len(server.rows())
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command in commands:
+        if "--label approval" in command:
+            _with_approval(server, command, folder, environment)
+            continue
         done = subprocess.run(
             ["sh", "-c", command], check=False, cwd=folder, capture_output=True, text=True, timeout=60, env=environment
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-    assert len(server.rows()) - before == 4
-    for name in ("vpn.pem", "device.pem", "renewed.pem"):
+    assert len(server.rows()) - before == 5
+    for name in ("vpn.pem", "device.pem", "renewed.pem", "gateway.pem"):
         verified = subprocess.run(
             ["openssl", "verify", "-CAfile", str(server.folder / "ca.pem"), name],
             check=False,

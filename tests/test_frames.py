@@ -39,7 +39,7 @@ from tests.servers import wait_for
 def request(**changes: Any) -> Request:
     return Request(
         id=1, kind=ENROLL, label=0, deadline=12.5, user="factory", rule=1, binding=b"b" * 32, chain=b"chain",
-        csr_der=b"csr",
+        csr_der=b"csr", peer="192.0.2.7",
     )._replace(**changes)  # fmt: skip
 
 
@@ -54,6 +54,7 @@ REQUESTS = st.builds(
     binding=st.binary(max_size=64),
     chain=st.binary(max_size=2000),
     csr_der=st.binary(max_size=2000),
+    peer=st.text(st.characters(codec="ascii"), max_size=45),
 )
 ANSWERS = st.builds(
     Answer,

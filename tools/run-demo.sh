@@ -32,6 +32,12 @@ estd serves $url; Ctrl-C ends it. In another terminal, in this folder:
         --key $demo/demo/idevid.key --out device
     $estd enroll $url --cacert $demo/ca.pem --cert device.pem --key device.key --renew --out renewed
 
+  A device that a person must approve first (docs/approval.md); decide in a browser at $admin/requests
+  with the user and password in $demo/demo/approver, or in another terminal while it waits:
+  ($estd requests list --config $demo/estd.toml, then estd requests approve NUMBER)
+    $estd enroll $url --cacert $demo/ca.pem --label approval --credential $demo/demo/basic \\
+        --subject CN=gateway-1 --out gateway --wait 10m
+
   What was issued:   $estd cert list --config $demo/estd.toml
   Metrics:           $admin/metrics   (dashboard: grafana/README.md)
   Health:            $admin/readyz and /healthz

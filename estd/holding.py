@@ -1,0 +1,133 @@
+"""Requests that wait for a person (R27, docs/approval.md): what becomes of one that policy has authorised.
+
+    nothing open of its key   → it begins to wait, or is refused where too many do already
+    pending                   → it goes on waiting
+    approved                  → it goes down the line, once
+    denied                    → a 403 with the reason that was given
+
+What is open, the ledger knows; one that has expired is not open any more. Pure but for the jitter in a Retry-After.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from cryptography import x509
+
+from estd import errors
+from estd.errors import EstError, Forbidden, Reason, TooMany, Unavailable, retry_seconds
+from estd.labels import Label
+from estd.ledger_requests import NOTHING_HELD, Held, Standing, Waiting
+from estd.policy import Authorised
+
+
+class Requests(Protocol):
+    """The seam to the ledger. Every call may raise LedgerError."""
+
+    def find_open(self, keys: Collection[bytes], now_ms: int) -> Mapping[bytes, Standing]: ...
+    def count_pending(self, now_ms: int) -> Mapping[tuple[str, str], int]: ...
+    def queue(self, now_ms: int) -> tuple[int, int]: ...
+
+
+class Asked(NamedTuple):
+    authorised: Authorised
+    peer: str
+
+
+class Verdict(NamedTuple):
+    refusal: EstError | None
+    """What the client is told; None where a person approved the request."""
+    approved: int = 0
+    """The number of the approved request."""
+    waiting: Waiting | None = None
+    """The request that begins to wait, to be recorded before the client is told so."""
+
+
+def changes(approved: Mapping[bytes, Verdict], waiting: Sequence[Verdict | None]) -> Held:
+    """What a batch's transaction changes: certificates by serial that a person approved, and who begins to wait."""
+    if not approved and not waiting:
+        return NOTHING_HELD
+    return Held(
+        [one.waiting for one in waiting if one is not None and one.waiting is not None],
+        {serial: verdict.approved for serial, verdict in approved.items()},
+    )
+
+
+def is_held(authorised: Authorised) -> bool:
+    """Whether its label has this request wait for a person."""
+    held = authorised.label.approval.held
+    return held == "all" or (held == "first" and authorised.renews is None)
+
+
+def judge(requests: Requests, asked: Sequence[Asked], now_ms: int) -> list[Verdict]:
+    """A verdict on each: one question to the ledger for what is open, one more where there are new ones."""
+    found = requests.find_open([one.authorised.repeat_key for one in asked], now_ms)
+    counts: dict[tuple[str, str], int] = {}
+    if any(one.authorised.repeat_key not in found for one in asked):
+        counts = dict(requests.count_pending(now_ms))
+    return [_verdict(one, found.get(one.authorised.repeat_key), counts, now_ms) for one in asked]
+
+
+def _verdict(asked: Asked, found: Standing | None, counts: dict[tuple[str, str], int], now_ms: int) -> Verdict:
+    label = asked.authorised.label
+    if found is None:
+        return _new(asked, counts, now_ms)
+    if found.state == "approved":
+        return Verdict(None, approved=found.id)
+    if found.state == "denied":
+        return Verdict(Forbidden(Reason.DENIED, f"The request was denied: {(found.reason or '').rstrip('.')}."))
+    return Verdict(waits(label))
+
+
+def waits(label: Label) -> EstError:
+    """What a client is told whose request waits."""
+    return errors.Waiting(
+        Reason.WAITING,
+        "The request waits for a person's approval; ask again later, with the same key and names.",
+        retry_after=retry_seconds(label.approval.retry_seconds),
+    )
+
+
+def _new(asked: Asked, counts: dict[tuple[str, str], int], now_ms: int) -> Verdict:
+    """A request that nobody has seen yet. `counts` is what waits, kept up as the batch adds to it."""
+    authorised = asked.authorised
+    label, identity = authorised.label, authorised.identity
+    retry = retry_seconds(label.approval.retry_seconds)
+    own = counts.get((label.name, identity), 0)
+    if own >= label.approval.waiting_each:
+        sentence = f"{own} requests of this client wait for approval already; ask again when they are decided."
+        return Verdict(TooMany(Reason.TOO_MANY, sentence, retry_after=retry))
+    if sum(count for (name, _), count in counts.items() if name == label.name) >= label.approval.waiting:
+        sentence = "This label has as many requests waiting for approval as it holds; ask again later."
+        return Verdict(Unavailable(Reason.OVERLOADED, sentence, retry_after=retry))
+    counts[label.name, identity] = own + 1
+    return Verdict(
+        waits(label),
+        waiting=Waiting(
+            key=authorised.repeat_key,
+            label=label.name,
+            profile=authorised.profile.name,
+            renews=authorised.renews,
+            identity=identity,
+            peer=asked.peer,
+            subject=authorised.names.text,
+            names=json.dumps([_text(name) for name in authorised.names.san], ensure_ascii=False),
+            key_kind=authorised.request.key_kind,
+            spki_sha256=hashlib.sha256(authorised.request.spki_der).digest(),
+            asked_at=now_ms,
+            expires_at=now_ms + label.approval.window_seconds * 1000,
+        ),
+    )
+
+
+_KINDS: dict[type[x509.GeneralName], str] = {
+    x509.DNSName: "DNS", x509.IPAddress: "IP", x509.UniformResourceIdentifier: "URI", x509.RFC822Name: "email",
+}  # fmt: skip
+
+
+def _text(name: x509.GeneralName) -> str:
+    kind = _KINDS.get(type(name))
+    return f"{kind}:{name.value}" if kind else repr(name)

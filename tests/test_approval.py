@@ -1,0 +1,474 @@
+"""Requests that wait for a person (R27): the states of one, stepped through the line of a batch."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable
+from contextlib import closing
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estd import config, csr, frames, holding, ledger, ledger_link, ledger_requests, material, metrics
+from estd.errors import Reason
+from estd.frames import Answer, Request
+from estd.ledger import LedgerError, Reader, Writer
+from estd.ledger_link import WriterService
+from estd.ledger_requests import DECISIONS, Decision, Held, HeldRequest, Waiting
+from tests import make
+from tests.test_batch import GOOD, LEDGER_AWAY, NOW, Scene, SoftToken, asks, refused
+from tests.test_config import problems, text
+from tests.test_ledger import row
+
+WINDOW_SECONDS = 3600
+RETRY_SECONDS = 60
+WAITS = (202, Reason.WAITING)
+DENIED = (403, Reason.DENIED)
+
+HELD = (
+    text("profile.device", 'subject = "csr"', 'dns = "csr"', 'keys = ["ec-p256"]')
+    + """
+approval = "first"
+approval_window = "1h"
+approval_waiting = 5
+approval_waiting_each = 3
+[[label.default.allow]]
+who = "issued"
+[[label.default.allow]]
+who = "basic"
+credentials = "credentials"
+profile = "device"
+[label.other]
+ca = "root"
+[[label.other.allow]]
+who = "basic"
+credentials = "credentials"
+profile = "device"
+[label.all]
+ca = "root"
+approval = "all"
+approval_retry = "8h"
+[[label.all.allow]]
+who = "issued"
+labels = ["default", "other"]
+"""
+)
+"""Label 0 holds first certificates, 1 nothing, 2 everything."""
+
+
+@pytest.fixture(scope="module")
+def ca() -> make.Identity:
+    return make.certificate(ca=True)
+
+
+@pytest.fixture
+def scene(ca: make.Identity, folder: Path) -> Scene:
+    (folder / "ca.pem").write_bytes(ca.pem)
+    return Scene(ca=ca, material=material.load(config.parse(HELD, folder)), token=SoftToken(ca.key))
+
+
+def listed(scene: Scene) -> list[HeldRequest]:
+    """All requests that the ledger holds, oldest first."""
+    return list(scene.ledger.requests.search(int(scene.now * 1000)))[::-1]
+
+
+def states(scene: Scene) -> list[str]:
+    return [one.state for one in listed(scene)]
+
+
+def decides(scene: Scene, state: str, reason: str = "known device", number: int = -1) -> bool:
+    """A person's decision on a request, by default the last."""
+    one = listed(scene)[number]
+    decision = Decision(state, int(scene.now * 1000), "cli:alice", reason)
+    return ledger_requests.decide(scene.ledger.db, one.id, one.state, decision)
+
+
+def approve(scene: Scene) -> None:
+    assert decides(scene, "approved")
+
+
+def deny(scene: Scene) -> None:
+    assert decides(scene, "denied", "not one of ours")
+
+
+def later(seconds: float) -> Callable[[Scene], None]:
+    def act(scene: Scene) -> None:
+        scene.now += seconds
+
+    return act
+
+
+def restart(scene: Scene) -> None:
+    scene.restart()
+
+
+def nothing(scene: Scene) -> None:
+    """The client asks again at once."""
+
+
+JUST_EXPIRED = later(WINDOW_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("acts", "answered", "left"),
+    [
+        ([nothing], WAITS, ["pending"]),
+        ([restart], WAITS, ["pending"]),
+        ([approve], GOOD, ["issued"]),
+        ([restart, approve, restart], GOOD, ["issued"]),
+        ([deny], DENIED, ["denied"]),
+        ([deny, restart], DENIED, ["denied"]),
+        ([approve, deny], DENIED, ["denied"]),
+        ([deny, approve], GOOD, ["issued"]),
+        ([later(WINDOW_SECONDS - 1)], WAITS, ["pending"]),
+        ([JUST_EXPIRED], WAITS, ["expired", "pending"]),
+        ([later(WINDOW_SECONDS - 1), approve, later(WINDOW_SECONDS - 1)], GOOD, ["issued"]),
+        ([approve, JUST_EXPIRED], WAITS, ["expired", "pending"]),
+        ([deny, JUST_EXPIRED], WAITS, ["expired", "pending"]),
+        ([later(60), deny, later(60), approve, later(WINDOW_SECONDS - 1)], GOOD, ["issued"]),
+        ([later(60), deny, later(60), approve, JUST_EXPIRED], WAITS, ["expired", "pending"]),
+    ],
+)  # fmt: skip
+def test_R27_the_states_of_a_request(
+    scene: Scene, acts: list[Callable[[Scene], None]], answered: tuple[int, str], left: list[str]
+) -> None:
+    """R27: what a client is told that asks again, after what happened meanwhile, and what the ledger holds then.
+
+    Only an answer with a certificate costs a signature."""
+    key = make.key()
+    assert refused(*scene.act(asks(make.csr(key)))) == [WAITS]
+    for act in acts:
+        act(scene)
+    assert refused(*scene.act(asks(make.csr(key)))) == [answered]
+    assert states(scene) == left
+    assert len(scene.token.signed) == (answered == GOOD)
+
+
+def test_R27_a_request_is_found_by_its_key_and_names(scene: Scene) -> None:
+    """R27: a CSR that is built anew, with another challengePassword and extensions of no account, is the same request;
+    another key, another name or another client is another."""
+    key = make.key()
+    scene.act(asks(make.csr(key)))
+    same = make.csr(key, extensions=[(x509.SubjectKeyIdentifier(b"x" * 20), False)])
+    assert same != make.csr(key)
+    scene.act(asks(same))
+    assert len(listed(scene)) == 1
+    for other in (
+        asks(make.csr()), asks(make.csr(key, subject=make.name("device-2"))), asks(make.csr(key), user="operator"),
+    ):  # fmt: skip
+        before = len(listed(scene))
+        assert refused(*scene.act(other)) == [WAITS]
+        assert len(listed(scene)) == before + 1
+
+
+def test_R27_who_decides_sees_what_would_be_granted(scene: Scene) -> None:
+    """The ledger holds who asks, from where and when, the granted names and the key."""
+    key = make.key()
+    names = [x509.DNSName("a.example.com"), x509.DNSName("b.example.com")]
+    csr_der = make.csr(key, subject=make.name("device-9"), san=names)
+    (answer,) = scene.act(asks(csr_der, peer="192.0.2.7"))
+    assert RETRY_SECONDS <= answer.retry_after <= 2 * RETRY_SECONDS
+    assert "approval" in answer.payload.decode()
+    assert answer.identity == "basic:factory"
+    (one,) = listed(scene)
+    assert (one.label, one.profile, one.renews) == ("default", "device", None)
+    assert (one.identity, one.peer, one.subject) == ("basic:factory", "192.0.2.7", "CN=device-9")
+    assert one.names == ("DNS:a.example.com", "DNS:b.example.com")
+    assert (one.key_kind, one.asked_at) == ("ec-p256", int(NOW * 1000))
+    assert one.spki_sha256 == hashlib.sha256(csr.parse(csr_der).spki_der).digest()
+    assert (one.decided_at, one.decided_by, one.reason, one.serial) == (None, None, None, None)
+
+
+def test_R27_an_approval_is_for_one_certificate(scene: Scene) -> None:
+    """The answer that is sent again is the same one; after the repeats' window the same request waits anew."""
+    csr_der = make.csr()
+    scene.act(asks(csr_der))
+    approve(scene)
+    (first,) = scene.act(asks(csr_der))
+    assert refused(first) == [GOOD]
+    assert listed(scene)[0].serial == first.serial
+    assert scene.act(asks(csr_der))[0].serial == first.serial
+    later(700)(scene)
+    assert refused(*scene.act(asks(csr_der))) == [WAITS]
+    assert states(scene) == ["issued", "pending"]
+
+
+def test_R27_two_copies_in_a_batch_are_one_request(scene: Scene) -> None:
+    """Copies wait together and get one certificate; a request of a label that holds nothing passes by."""
+    csr_der = make.csr()
+    assert refused(*scene.act(asks(csr_der), asks(csr_der), asks(label=1))) == [WAITS, WAITS, GOOD]
+    assert len(listed(scene)) == 1
+    assert scene.ledger.records == 1
+    approve(scene)
+    one, other, stranger = scene.act(asks(csr_der), asks(csr_der), asks())
+    assert refused(one, other, stranger) == [GOOD, GOOD, WAITS]
+    assert one.serial == other.serial
+    assert scene.count(metrics.CERTIFICATES) == 2
+    assert scene.ledger.records == 2
+
+
+def test_R27_a_batch_asks_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question for a batch that waits already, one more where somebody is new, none for a label that holds
+    nothing."""
+    queries: list[str] = []
+    held = [make.csr() for _ in range(3)]
+    scene.act(*(asks(csr_der) for csr_der in held))
+    scene.ledger.db.set_trace_callback(queries.append)
+    scene.act(*(asks(csr_der) for csr_der in held), asks(label=1))
+    assert len([one for one in queries if one.startswith("SELECT")]) == 1
+    del queries[:]
+    scene.act(*(asks(label=1) for _ in range(3)))
+    assert queries == []
+    scene.act(asks(), *(asks(csr_der) for csr_der in held))
+    assert len([one for one in queries if one.startswith("SELECT")]) == 2
+
+
+def test_R27_waiting_requests_are_bounded(scene: Scene) -> None:
+    """One client may have so many waiting, then it is told 429; a label so many, then 503; both say when to come
+    back, and those that wait already are not disturbed."""
+    first = make.csr()
+    assert refused(*scene.act(asks(first), *(asks() for _ in range(3)))) == [WAITS] * 3 + [(429, Reason.TOO_MANY)]
+    others = [asks(user=f"user-{number}") for number in range(3)]
+    assert refused(*scene.act(*others)) == [WAITS, WAITS, (503, Reason.OVERLOADED)]
+    assert len(listed(scene)) == 5
+    assert refused(*scene.act(asks(first), asks())) == [WAITS, (429, Reason.TOO_MANY)]
+    approve(scene)  # what is decided does not wait any more
+    assert refused(*scene.act(asks(user="user-9"))) == [WAITS]
+    later(WINDOW_SECONDS)(scene)
+    assert refused(*scene.act(*(asks() for _ in range(4)))) == [WAITS] * 3 + [(429, Reason.TOO_MANY)]
+    assert scene.token.signed == []
+
+
+def test_R27_policy_comes_first(scene: Scene) -> None:
+    """What policy refuses never waits, and nobody is asked about it."""
+    address = x509.IPAddress(ip_address("10.0.0.1"))
+    assert refused(*scene.act(asks(make.csr(san=[address])))) == [(403, Reason.NAME_REFUSED)]
+    assert listed(scene) == []
+
+
+def test_R27_a_renewal_waits_where_the_label_holds_all(scene: Scene) -> None:
+    """`first` lets a renewal pass; `all` holds it, and says what it renews."""
+    key = make.key()
+    (first,) = scene.act(asks(make.csr(key), label=1))
+
+    def renewal(label: int) -> Request:
+        return asks(make.csr(key), kind=frames.RENEW, user=None, rule=-1, chain=first.payload)._replace(label=label)
+
+    assert refused(*scene.act(renewal(2))) == [WAITS]
+    (one,) = listed(scene)
+    assert one.renews == first.serial
+    assert 8 * 3600 <= scene.act(renewal(2))[0].retry_after <= 16 * 3600
+    # A certificate of the label that holds first ones, renewed there.
+    scene.act(asks(make.csr(key)))
+    approve(scene)
+    (held,) = scene.act(asks(make.csr(key)))
+    again = asks(make.csr(key), kind=frames.RENEW, user=None, rule=-1, chain=held.payload)
+    assert refused(*scene.act(again)) == [GOOD]
+
+
+def test_R27_an_approval_that_is_withdrawn_within_the_batch_issues_nothing(scene: Scene) -> None:
+    """A denial that was acknowledged holds, even where the certificate was being signed: it is not recorded, and the
+    client is told to ask again."""
+    csr_der = make.csr()
+    scene.act(asks(csr_der))
+    approve(scene)
+    scene.ledger.before = lambda: deny(scene)
+    answers = scene.act(asks(csr_der), asks(label=1))
+    assert refused(*answers) == [WAITS, GOOD]
+    scene.ledger.before = lambda: None
+    assert refused(*scene.act(asks(csr_der))) == [DENIED]
+    assert [one.label for one in scene.ledger.rows.values()] == ["other"]
+    assert scene.count(metrics.CERTIFICATES) == 1
+
+
+def test_R27_nobody_waits_who_is_not_recorded(scene: Scene) -> None:
+    """Where the ledger cannot write, a new request is told 503, not 202, and the process ends."""
+
+    def fails() -> None:
+        raise LedgerError("the disk is gone")
+
+    scene.ledger.before = fails
+    assert refused(*scene.act(asks())) == [LEDGER_AWAY]
+    assert "the disk is gone" in scene.why
+
+
+def test_R27_a_ledger_that_cannot_be_asked_lets_nobody_through(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be looked up is neither issued nor told to wait; others in the batch are served."""
+
+    def fails(*_: object) -> None:
+        raise LedgerError("no answer")
+
+    monkeypatch.setattr(holding, "judge", fails)
+    assert refused(*scene.act(asks(), asks(label=1))) == [(503, Reason.INTERNAL), GOOD]
+    assert len(scene.token.signed) == 1
+
+
+def test_R27_a_denial_is_told_with_its_reason(scene: Scene) -> None:
+    """The sentence of the 403 is the reason that the person gave, with no Retry-After."""
+    csr_der = make.csr()
+    scene.act(asks(csr_der))
+    deny(scene)
+    (answer,) = scene.act(asks(csr_der))
+    assert answer.payload.decode() == "The request was denied: not one of ours."
+    assert answer.retry_after == 0
+
+
+@given(st.lists(st.sampled_from(["asks", "approved", "denied", "passes", "restart"]), max_size=14))
+def test_R27_no_certificate_without_an_approval(shared: Scene, acts: list[str]) -> None:
+    """Whatever happens in whatever order: a certificate is issued exactly where the last decision, not yet used and
+    not yet expired, was an approval; within the repeats' window it is the same one."""
+    scene, csr_der = shared, make.csr()
+    state, until, issued_at = "", 0.0, -1e9
+    for act in acts:
+        if act == "passes":
+            scene.now += WINDOW_SECONDS / 2
+        elif act == "restart":
+            scene.restart()
+        elif act == "asks":
+            (answer,) = scene.act(asks(csr_der, user="only"))
+            if scene.now - issued_at <= 600:
+                assert refused(answer) == [GOOD]
+            elif not state or scene.now >= until:
+                assert refused(answer) == [WAITS]
+                state, until = "pending", scene.now + WINDOW_SECONDS
+            else:
+                assert refused(answer) == [{"pending": WAITS, "approved": GOOD, "denied": DENIED}[state]]
+                if state == "approved":
+                    state, issued_at = "", scene.now
+        else:
+            done = bool(listed(scene)) and decides(scene, act)
+            assert done == (bool(state) and scene.now < until and state != act)
+            if done:
+                state, until = act, scene.now + WINDOW_SECONDS
+    scene.ledger.db.execute("DELETE FROM decision")
+    scene.ledger.db.execute("DELETE FROM request")
+
+
+@pytest.fixture(scope="module")
+def shared(ca: make.Identity, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "ca.pem").write_bytes(ca.pem)
+    return Scene(ca=ca, material=material.load(config.parse(HELD, folder)), token=SoftToken(ca.key))
+
+
+# The ledger's part, and the way to its writer.
+
+NOW_MS = int(NOW * 1000)
+
+
+def waiting(**changes: object) -> Waiting:
+    return Waiting(
+        key=b"k" * 32, label="default", profile="device", renews=None, identity="basic:factory", peer="127.0.0.1",
+        subject="CN=device-1", names='["DNS:Gerät.example.com"]', key_kind="ec-p256", spki_sha256=b"\xab" * 32,
+        asked_at=NOW_MS, expires_at=NOW_MS + 1000,
+    )._replace(**changes)  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.fixture
+def path(folder: Path) -> Path:
+    made = folder / "ledger.sqlite3"
+    ledger.create(made)
+    return made
+
+
+def test_R27_a_decision_goes_through_the_writers_service(path: Path) -> None:
+    """What several issuers tell in one go is one transaction; a decision is counted, and changes nothing twice, for a
+    state that its judge did not see, after it ran out, or for a request that is not there."""
+    slot = metrics.Slot(memoryview(array("d", bytes(8 * metrics.SLOT_DOUBLES))))
+    with closing(Writer(path)) as writer:
+        service = WriterService(writer, slot)
+
+        def decides(**changes: object) -> bool:
+            message = {"do": "decide", "request": 1, "seen": "pending", "state": "approved"}
+            message |= {"at": NOW_MS, "by": "cli:a", "reason": "", **changes}
+            return bool(service.answer([message])[0].get("done"))
+
+        messages = [
+            {"do": "record", "rows": [], "held": ledger_link._held_out(Held([waiting(renews=renews)], {}))}
+            for renews in (b"\x01", None)
+        ] + [{"do": "record", "rows": [ledger_link._row_out(row())]}]
+        assert service.answer(messages) == [{"ok": True}] * 3
+        assert [one.renews for one in writer.requests.search(NOW_MS)] == [b"\x01"]  # the second is the same request
+        assert not decides(seen="denied")
+        assert not decides(request=2)
+        assert not decides(at=NOW_MS + 1000)
+        assert not decides(state="issued")
+        assert decides()
+        assert not decides()
+        assert not decides(seen="approved")
+        assert decides(seen="approved", state="denied", reason="no")
+        assert [slot.get(metrics.DECISIONS.series(one)) for one in DECISIONS] == [1, 1]
+        assert [(one.state, one.reason) for one in writer.requests.decisions(1)] == [("approved", ""), ("denied", "no")]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({}, [3, 2, 1]),
+        ({"limit": 2}, [3, 2]),
+        ({"before": 3}, [2, 1]),
+        ({"state": "pending"}, [3, 2]),
+        ({"state": "expired"}, [1]),
+        ({"state": "issued"}, []),
+        ({"text": "DEVICE-3"}, [3]),
+        ({"text": "gerät"}, [3, 2, 1]),
+        ({"text": "192.0.2.9"}, [2]),
+        ({"text": "abab"}, [3, 1]),
+        ({"text": "%"}, []),
+        ({"text": "'; DROP TABLE request --"}, []),
+        ({"text": "device", "state": "pending", "before": 3}, [2]),
+    ],
+)
+def test_requests_are_searched(path: Path, query: dict[str, object], found: list[int]) -> None:
+    """By part of what stands in them, by state as of now, in pages."""
+    with closing(Writer(path)) as writer:
+        for number, one in enumerate(
+            (
+                waiting(),
+                waiting(expires_at=NOW_MS + 9000, peer="192.0.2.9", spki_sha256=bytes(32)),
+                waiting(expires_at=NOW_MS + 9000, subject="CN=device-3"),
+            )
+        ):
+            writer.record([], Held([one._replace(key=bytes([number]))], {}))
+        with closing(Reader(path)) as reader:
+            held = reader.requests.search(NOW_MS + 5000, **query)  # type: ignore[arg-type]
+            assert [one.id for one in held] == found
+            assert reader.requests.queue(NOW_MS) == (3, NOW_MS)
+            assert reader.requests.queue(NOW_MS + 9000) == (0, 0)
+
+
+def test_a_ledger_of_an_older_estd_is_said_to_be_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader cannot bring a ledger up to date; it says who does."""
+    older = path.with_name("older.sqlite3")
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "MIGRATIONS", ledger.MIGRATIONS[:1])
+        ledger.create(older)
+    with closing(Reader(older)) as reader, pytest.raises(LedgerError, match="serve it once"):
+        _ = reader.requests
+    with closing(Writer(older)) as writer:
+        assert list(writer.requests.search(NOW_MS)) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "approval = true", 'approval = "on"', 'approval_retry = "0s"', 'approval_retry = "9h"',
+        'approval_window = "0s"', 'approval_window = "2y"', "approval_waiting = 0", "approval_waiting_each = 0",
+    ],
+)  # fmt: skip
+def test_the_labels_keys_are_bounded(line: str) -> None:
+    """Each key of a label that holds requests is inside its bounds, or one problem names its path."""
+    (told,) = problems(text("label.default", line))
+    assert told.startswith(f"label.default.{line.partition(' = ')[0]}: ")
+
+
+def test_the_longest_wait_fits_a_frame() -> None:
+    """Twice the longest approval_retry is a Retry-After that an answer can carry."""
+    longest = Answer(1, 202, 1, 2 * 8 * 3600, "", b"", b"")
+    data = frames.pack_answer(longest)
+    assert frames.unpack_answer(data, 0, len(data)) == longest
