@@ -30,6 +30,10 @@ types: $(VENV)/dev.stamp
 lock:
 	sh requirements/lock.sh
 
+# A round of measurements of about two minutes against a server of its own: figures and a page in bench-out/.
+bench: system-run $(VENV)/dev.stamp
+	$(BIN)/python -m bench.round --short --out bench-out $(ARGS)
+
 system-run:
 	@sh tools/system-packages.sh $(RUN_PACKAGES)
 

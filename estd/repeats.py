@@ -9,11 +9,12 @@ after a start it is filled from the ledger's last window.
 
 from __future__ import annotations
 
-from array import array
+import mmap
 from collections.abc import Iterator
 
 _TABLES = 256
-_FIRST_SLOTS = 15
+_SLOT_BYTES = 7
+_FIRST_SLOTS = mmap.PAGESIZE // _SLOT_BYTES
 _SLACK_MS = 3600 * 1000
 """How far a clock may be set back before a new generation begins for it."""
 WINDOW_MAX_SECONDS = 3 * 3600
@@ -21,15 +22,19 @@ WINDOW_MAX_SECONDS = 3 * 3600
 
 
 class _Table:
-    """One of a generation's tables. An empty slot has a tag of zero; a time is in two parts of 16 and 8 bits."""
+    """One of a generation's tables. An empty slot has a tag of zero; a time is in two parts of 16 and 8 bits.
+
+    Its memory comes from the kernel and goes back there: tables that grow leave holes in a heap.
+    """
 
     __slots__ = ("count", "highs", "lows", "tags")
 
     def __init__(self, slots: int) -> None:
+        block = memoryview(mmap.mmap(-1, _SLOT_BYTES * slots))
         self.count = 0
-        self.tags = array("I", bytes(4 * slots))
-        self.highs = array("H", bytes(2 * slots))
-        self.lows = array("B", bytes(slots))
+        self.tags = block[: 4 * slots].cast("I")
+        self.highs = block[4 * slots : 6 * slots].cast("H")
+        self.lows = block[6 * slots :]
 
     def add(self, tag: int, high: int, low: int) -> None:
         tags = self.tags
