@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import __version__, credentials
+from estd.cli_reload import reload_command
 from estd.config import Config, load
 from estd.errors import ClientError, ConfigError
 from estd.issuance import SERIAL_BYTES
@@ -341,6 +342,8 @@ def _writer(config: Config) -> Writer | RemoteWriter:
     except LedgerError:
         return RemoteWriter(config.ledger, config.run / "ledger.sock")
 
+
+main.add_command(reload_command)
 
 if __name__ == "__main__":
     main()

@@ -45,7 +45,7 @@ def _row_in(data: dict[str, Any]) -> Row:
 class WriterService:
     """The writer's side. Messages that arrive together are written together."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer | RemoteWriter) -> None:
         self._writer = writer
 
     def answer(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "repeats", "tls", "toml_table"),
-    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
+    ("errors", "der", "frames", "repeats", "starting", "tls", "toml_table"),
+    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "reload_report", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
-    ("identify", "ledger"),
+    ("generation", "identify", "ledger"),
     ("policy", "ledger_link"),
     ("material",),
     ("batch", "edge", "ledger_process", "supervisor"),
-    ("issuer", "exposition"),
+    ("issuer", "exposition", "turnover"),
     ("admin", "checks", "instance"),
-    ("serve", "child"),
+    ("cli_reload", "serve", "child"),
     ("cli",),
 )
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
