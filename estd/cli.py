@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import __version__, credentials
 from estd.cli_reload import reload_command
+from estd.cli_rollover import ca_group
 from estd.config import Config, load
 from estd.errors import ClientError, ConfigError
 from estd.issuance import SERIAL_BYTES
@@ -344,6 +345,7 @@ def _writer(config: Config) -> Writer | RemoteWriter:
 
 
 main.add_command(reload_command)
+main.add_command(ca_group)
 
 if __name__ == "__main__":
     main()

@@ -55,7 +55,7 @@ def open_signer(config: Config, material: Material) -> SessionPool:
         startup_lock=config.run / "token.lock",
     )
     keys = {
-        name: SigningKey(key_id=ca.key_id, public_key=material.cas[name].public_key) for name, ca in config.cas.items()
+        name: SigningKey(key_id=material.key_ids[name], public_key=material.cas[name].public_key) for name in config.cas
     }
     return SessionPool(token, keys, config.token.sessions)
 

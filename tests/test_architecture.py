@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "repeats", "starting", "tls", "toml_table"),
+    ("errors", "der", "durable", "frames", "repeats", "rollover_toml", "starting", "tls", "toml_table"),
     ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "reload_report", "sockets", "http"),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
+    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "transition"),
     ("generation", "identify", "ledger"),
     ("policy", "ledger_link"),
     ("material",),
-    ("batch", "edge", "ledger_process", "supervisor"),
+    ("batch", "edge", "ledger_process", "rollover", "supervisor"),
     ("issuer", "exposition", "turnover"),
     ("admin", "checks", "instance"),
-    ("cli_reload", "serve", "child"),
+    ("cli_reload", "cli_rollover", "serve", "child"),
     ("cli",),
 )
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
@@ -35,6 +35,8 @@ TOKEN_USERS: dict[str, tuple[set[str], str]] = {
     "batch": ({"errors", "session"}, "the types at its seam: a Job goes in, a signature or a TokenError comes out"),
     "checks": ({"errors", "session"}, "estd check makes a test signature through the issuer's own opening"),
     "instance": ({"keys", "token"}, "estd init makes the token and the CA's key"),
+    "rollover": ({"keys", "token"}, "estd ca rollover makes the new key and signs the certificates between the two"),
+    "cli_rollover": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
     "cli": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
 }
 """Which rooms of estd import which rooms of hsm, and why."""
