@@ -4,6 +4,8 @@ other through every stage of it."""
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -491,3 +493,24 @@ def test_a_key_id_that_is_not_plain_is_left_to_the_operator(folder: Path) -> Non
     assert rollover(server, "finish")["stage"] == "none"
     estd("check", server.config)
     assert (server.folder / "ca.pem").read_bytes() == server.ca.public_bytes(Encoding.PEM)
+
+
+def test_the_commands_of_the_document(folder: Path) -> None:
+    """docs/rollover.md: its commands, pasted one after the other beside a running server, change the root's key."""
+    text = (ROOT / "docs" / "rollover.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 5
+    binaries = folder / "bin"
+    binaries.mkdir()
+    (binaries / "estd").write_text(f'#!/bin/sh\nexec {sys.executable} -m estd.cli "$@"\n')
+    (binaries / "estd").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    with servers.running(instance(folder / "instance")) as server:
+        before = server.ca
+        Device(server, folder, "device", [before]).enroll()
+        for command in commands:
+            subprocess.run(["sh", "-c", command], check=True, cwd=server.folder, env=environment, capture_output=True)
+        assert server.ca.subject == before.subject
+        assert server.ca != before
+        with server.client() as client:
+            assert client.cacerts() == [server.ca]
