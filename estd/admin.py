@@ -38,7 +38,12 @@ async def start(address: Address, supervisor: Supervisor, routes: Iterable[web.R
             for child in supervisor.children
         }
         return web.json_response(
-            {"version": __version__, "up_seconds": round(time.time() - started), "processes": processes}
+            {
+                "version": __version__,
+                "up_seconds": round(time.time() - started),
+                "generation": supervisor.current.number,
+                "processes": processes,
+            }
         )
 
     async def serve_ready(_: web.Request) -> web.Response:

@@ -146,6 +146,10 @@ class BatchLine:
             raise Fatal(answers, fatal)
         return answers
 
+    def use(self, ledger: Ledger) -> None:
+        """Go on with another ledger, from the next batch on."""
+        self._ledger = ledger
+
     def _stage(self, name: str, since: float) -> float:
         mark = time.perf_counter()
         self._slot.observe(metrics.STAGE_SECONDS, metrics.STAGE_SECONDS.series(name), mark - since)

@@ -18,6 +18,7 @@ from pathlib import Path
 from estd import metrics
 from estd.config import parse
 from estd.logs import Log
+from estd.starting import Turn
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,26 +27,31 @@ def main(role: str, index: int) -> int:
     """Runs the process; returns its exit status."""
     told = json.loads(sys.stdin.buffer.readline())
     _end_with_parent(told["parent"])
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload is the supervisor's; a terminal's end reaches it too
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the PIN
     config = parse(told["toml"], Path(told["folder"]))
     slot = metrics.Block(told["metrics"], told["slots"]).slot(told["slot"])
     listeners = {door: socket.socket(fileno=descriptor) for door, descriptor in told["listeners"].items()}
     log = Log(f"{role}-{index}", slot)
+    turn = Turn(generation=told["generation"], writes=told["writes"], report=told["report"])
     # Each role loads what is its own: an edge never has the PKCS#11 binding in its memory, an issuer no HTTP.
     try:
         match role:
             case "edge":
                 from estd import edge
 
-                return edge.main(config, index, listeners["est"], slot, log)
+                return edge.main(config, index, listeners["est"], slot, log, turn)
             case "issuer":
                 from estd import issuer
 
-                return issuer.main(config, index, listeners, slot, log)
+                return issuer.main(config, index, listeners, slot, log, turn)
             case _:
                 from estd import ledger_process
 
                 return ledger_process.main(config, listeners["ledger"], slot, log)
+    except Exception as error:
+        turn.failed(str(error) or repr(error))
+        raise
     finally:
         log.close()
 

@@ -16,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import __version__, cli_crl, cli_requests, credentials
+from estd.cli_reload import reload_command
+from estd.cli_rollover import ca_group
 from estd.command import READABLE, config_option, json_option, plainly, writer
 from estd.config import Config, load
 from estd.issuance import SERIAL_BYTES
@@ -308,6 +310,8 @@ def cert_revoke(file: Path, serial: bytes, reason: str, as_json: bool) -> None:
 
 main.add_command(cli_crl.crl_group)
 main.add_command(cli_requests.requests_group)
+main.add_command(reload_command)
+main.add_command(ca_group)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from estd.issuer_link import IssuerLink
 from estd.labels import OPERATIONS, Label
 from estd.logs import Log
 from estd.material import Material, cacerts_body, load
+from estd.starting import Turn, issuer_socket
 
 _GIVE_BACK_SECONDS = 10.0
 _HERD = 100
@@ -288,21 +289,24 @@ class _Doors:
             self._server = None
 
 
-async def serve(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log) -> None:
-    """One edge, until SIGTERM; then what was accepted is answered and the connections are closed."""
+async def serve(
+    material: Material, context: SSL.Context, index: int, listener: socket.socket, slot: metrics.Slot, log: Log,
+    turn: Turn,
+) -> None:  # fmt: skip
+    """One edge, until SIGTERM; then what was accepted is answered and the connections are closed. SIGUSR1 ends it more
+    gently, for another generation serves now: connections stay for their next request, as long as a drain may take."""
+    config = material.config
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, retire, nobody = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    if "HttpRequestParserC" not in dir(http_parser):
-        raise SystemExit("aiohttp's C parser is missing; the one in Python is not safe enough: reinstall aiohttp")
-    material = load(config)
-    context = tls.server_context(config.server.tls_certificate, config.server.tls_key)
+    loop.add_signal_handler(signal.SIGUSR1, retire.set)
     links = [
         IssuerLink(
-            config.run / f"issuer-{number}.sock", validate=csr.check, queue=config.server.queue, slot=slot, loop=loop
+            issuer_socket(config.run, number, turn.generation), validate=csr.check, queue=config.server.queue,
+            slot=slot, loop=loop,
         )
         for number in range(config.server.issuers)
-    ]
+    ]  # fmt: skip
     edge = Edge(config, material, links, slot, log)
     http = HttpServer(edge.handle, idle_seconds=config.server.idle_seconds, on_refusal=edge.refused)
     open_now = most_open = 0
@@ -323,9 +327,11 @@ async def serve(config: Config, index: int, listener: socket.socket, slot: metri
         nonlocal open_now
         open_now -= 1
         slot.set(metrics.CONNECTIONS_OPEN.at, open_now)
+        if not open_now:
+            nobody.set()
         if not succeeded:
             slot.count(metrics.HANDSHAKE_FAILURES.at)
-        if open_now == config.server.max_connections - 1 and not stop.is_set():
+        if open_now == config.server.max_connections - 1 and not (stop.is_set() or retire.is_set()):
             reopening.append(loop.create_task(doors.open()))
             del reopening[:-1]
 
@@ -347,19 +353,36 @@ async def serve(config: Config, index: int, listener: socket.socket, slot: metri
             connecting.create_task(link.connect())
     await doors.open()
     log("edge_ready", index=index)
-    await stop.wait()
+    await _first(stop, retire)
     edge.drain()
     doors.close()
+    if open_now:
+        nobody.clear()
+        await _first(stop, nobody, seconds=config.server.drain_seconds)
     await http.drain(config.server.drain_seconds)
     for link in links:
         link.close()
 
 
-def main(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log) -> int:
+async def _first(*events: asyncio.Event, seconds: float | None = None) -> None:
+    """Until one of the events, or that long."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for one in waiting:
+        one.cancel()
+
+
+def main(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log, turn: Turn) -> int:
     """The child process `edge`."""
+    if "HttpRequestParserC" not in dir(http_parser):
+        raise SystemExit("aiohttp's C parser is missing; the one in Python is not safe enough: reinstall aiohttp")
     try:
-        uvloop.run(serve(config, index, listener, slot, log))
+        material = load(config)
+        context = tls.server_context(config.server.tls_certificate, config.server.tls_key)
+        turn.prepared()
+        uvloop.run(serve(material, context, index, listener, slot, log, turn))
     except (SSL.Error, OSError) as error:
         log("edge_failed", why=repr(error))
+        turn.failed(f"server.tls_certificate, server.tls_key: {error}")
         return EXIT_FATAL
     return 0

@@ -11,8 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from estd import __version__
-from estd.metrics import FAMILIES, Family, Slot
-from estd.supervisor import Child, Supervisor
+from estd.generation import Child
+from estd.metrics import FAMILIES, Banks, Family, Slot
+from estd.supervisor import Supervisor
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -21,7 +22,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class SlotsCollector(Collector):
     """All slots as Prometheus families, each series with the process that it belongs to."""
 
-    def __init__(self, slots: Mapping[str, Slot]) -> None:
+    def __init__(self, slots: Mapping[str, Slot | Banks]) -> None:
         self._slots = slots
 
     def collect(self) -> Iterator[Metric]:
@@ -78,7 +79,11 @@ class ProcessesCollector(Collector):
         build.add_metric([__version__], 1.0)
         ready = GaugeMetricFamily("estd_ready", "1 while the service can issue.")
         ready.add_metric([], float(self._supervisor.is_ready()))
-        yield from (up, restarts, cpu, memory, build, ready)
+        generation = GaugeMetricFamily("estd_generation", "How many configurations were served; each reload is one.")
+        generation.add_metric([], self._supervisor.current.number)
+        refused = CounterMetricFamily("estd_reloads_refused", "Reloads whose configuration was not taken.")
+        refused.add_metric([], self._supervisor.reloads_refused)
+        yield from (up, restarts, cpu, memory, build, ready, generation, refused)
 
     def _usage(self, child: Child) -> tuple[float, int]:
         """CPU seconds of all who were in the slot, so that the counter never falls, and resident bytes now."""

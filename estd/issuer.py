@@ -7,27 +7,31 @@ ledger that failed) ends the process with answers for everybody; the supervisor 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from estd import frames, metrics
-from estd.batch import BATCH_MAX, BatchLine, Fatal, Ledger
+from estd.batch import BATCH_MAX, BatchLine, Fatal
 from estd.config import Config
 from estd.crl_keeper import CrlKeeper
 from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
-from estd.ledger import LedgerError, Writer
+from estd.ledger import LedgerError, Reader, Writer, wait_for_writer
 from estd.ledger_link import LEDGER_DOOR, RemoteWriter, WriterService, frame
 from estd.logs import Log
 from estd.material import Material, load, read_pin
 from estd.repeats import Repeats
 from estd.sockets import Frame, FrameServer, Peer
+from estd.starting import Exclusive, Turn
 from hsm.errors import TokenError
 from hsm.pool import SessionPool
 from hsm.session import Job, SigningKey
@@ -37,6 +41,9 @@ _HEALTH_SECONDS = 2.0
 _GATHER_SECONDS = 0.001
 _GATHER_MAX = 4
 """Beyond this a commit is shared well enough, and to wait would cost more of the rate than it spares of the CPU."""
+_TAKE_SECONDS = 5.0
+"""For whoever writes the ledger to hand it over: the end of a batch, or of a command."""
+_RECALL_OVERLAP_MS = 1000
 _PROBE = b"estd health probe: not a certificate, a CRL or anything else\0"
 """No DER begins so: what is signed here is of use to nobody."""
 
@@ -52,51 +59,96 @@ def open_signer(config: Config, material: Material) -> SessionPool:
         startup_lock=config.run / "token.lock",
     )
     keys = {
-        name: SigningKey(key_id=ca.key_id, public_key=material.cas[name].public_key) for name, ca in config.cas.items()
+        name: SigningKey(key_id=material.key_ids[name], public_key=material.cas[name].public_key) for name in config.cas
     }
     return SessionPool(token, keys, config.token.sessions)
 
 
 class IssuerProcess:
     def __init__(
-        self, *, config: Config, index: int, listeners: dict[str, socket.socket], slot: metrics.Slot, log: Log
-    ) -> None:
+        self, *, config: Config, index: int, listeners: dict[str, socket.socket], slot: metrics.Slot, log: Log,
+        turn: Turn, handing_over: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._config = config
         self._slot = slot
         self._log = log
         self._index = index
+        self._handing_over = handing_over
         self._requests: deque[tuple[Peer, Request]] = deque()
         self._cancelled: set[tuple[Peer, int]] = set()
         self._draining = False
+        self._handed_over = False
         self._beside = 0
         """How many were being worked on or had arrived when the last batch was answered."""
         self._server = FrameServer(self._on_frames, self._on_gone)
         self._service: WriterService | None = None
+        self._writer: Writer | None = None
         material = load(config)
-        self._ledger: Writer | RemoteWriter
-        if config.server.issuers == 1:
-            writer = Writer(config.ledger)
-            self._ledger = writer
-            self._service = WriterService(writer, slot)
-        else:
-            self._ledger = RemoteWriter(config.ledger, config.run / "ledger.sock")
         self._signer = open_signer(config, material)
         self._holds = any(label.approval.held != "off" for label in config.labels.values())
         self._probe_ca = next(iter(config.cas))
+        self._sign_probe(list(config.cas))
+        self._recalled_ms = int(time.time() * 1000)
+        with Reader(config.ledger) as reader:
+            self._repeats = _recall(config, reader)
+            turn.prepared()
+            self._ledger: Writer | RemoteWriter = self._take_ledger(writes=turn.writes)
+        # What a generation that retires issues to the last is answered again too. Its only issuer records through this
+        # process (_answer_ledger); several record elsewhere, so the ledger is looked at from time to time.
+        self._recall_more()
+        several = turn.generation > 1 and config.server.issuers > 1
+        self._recalls_until = time.monotonic() + 2 * config.server.drain_seconds if several else 0.0
         self._line = BatchLine(
             material=material,
             signer=self._signer,
             ledger=self._ledger,
-            repeats=_recall(config, self._ledger),
+            repeats=self._repeats,
             slot=slot,
             report=log,
         )
-        self._crls = CrlKeeper(
-            plans={name: ca.crl for name, ca in config.cas.items()} if index == 0 else {},
-            cas=material.cas, ledger=self._ledger, signer=self._signer, slot=slot, report=log,
-        )  # fmt: skip
+        self._keeps_crls = index == 0 and turn.writes and any(ca.crl.on for ca in config.cas.values())
+        self._crl_turn = Exclusive(config.run / "crl.lock")
+        self._crls: CrlKeeper | None = None
+        self._material = material
+        self._keep_crls()
         for door, listener in listeners.items():
-            self._server.listen(listener, door)
+            if door != LEDGER_DOOR or turn.writes:
+                self._server.listen(listener, door)
+        self._listeners = listeners
         self._server.wake_on_signals()
+
+    def _take_ledger(self, *, writes: bool) -> Writer | RemoteWriter:
+        """The ledger to write: this process's own, as soon as whoever writes it now hands it over, or another's."""
+        if self._config.server.issuers > 1 or not writes:
+            return RemoteWriter(self._config.ledger, self._config.run / "ledger.sock")
+        self._writer = wait_for_writer(self._config.ledger, _TAKE_SECONDS)
+        self._service = WriterService(self._writer, self._slot)
+        return self._writer
+
+    def _keep_crls(self) -> None:
+        """Keep the CRLs, once no other generation does: two would give one number twice."""
+        if not self._keeps_crls or self._crls is not None or not self._crl_turn.take():
+            return
+        self._crls = CrlKeeper(
+            plans={name: ca.crl for name, ca in self._config.cas.items()},
+            cas=self._material.cas, ledger=self._ledger, signer=self._signer, slot=self._slot, report=self._log,
+        )  # fmt: skip
+
+    def _hand_over(self) -> None:
+        """The next generation serves now: leave the CRLs to it, and the ledger where this process writes it."""
+        self._handed_over = True
+        self._keeps_crls, self._crls = False, None  # one that is half made is made anew, with the next number
+        self._crl_turn.give()
+        if self._writer is None:
+            return
+        remote = RemoteWriter(self._config.ledger, self._config.run / "ledger.sock")
+        self._server.close_door(self._listeners[LEDGER_DOOR])
+        self._writer.close()
+        self._writer = None
+        self._service = WriterService(remote)  # who asks here already is answered
+        self._ledger = remote
+        self._line.use(remote)
+        self._log("ledger_handed_over")
 
     def _on_frames(self, peer: Peer, arrived: Iterable[Frame]) -> None:
         for data, start, end in arrived:
@@ -109,12 +161,18 @@ class IssuerProcess:
             else:
                 self._requests.append((peer, request))
 
-    def _answer_ledger(self, peer: Peer, message: dict[str, object]) -> None:
-        """The command line's requests, between batches."""
+    def _answer_ledger(self, peer: Peer, message: dict[str, Any]) -> None:
+        """The requests of the command line, and of a generation that retires, between batches."""
         if self._service is None:
-            answer: dict[str, object] = {"ok": False, "error": "this process does not write the ledger"}
+            answer: dict[str, Any] = {"ok": False, "error": "this process does not write the ledger"}
         else:
             answer = self._service.answer([message])[0]
+        if message.get("do") == "record" and answer["ok"]:
+            withdrawn = answer.get("withdrawn", ())
+            for row in message["rows"]:
+                if base64.b64decode(row["serial"]).hex() in withdrawn:
+                    continue
+                self._repeats.add(base64.b64decode(row["repeat_key"]), row["issued_at_ms"])
         self._server.send(peer, frame(answer))
 
     def _on_gone(self, peer: Peer) -> None:
@@ -128,14 +186,16 @@ class IssuerProcess:
     def run(self) -> int:
         """Until told to drain; returns the exit status."""
         health_at = 0.0
-        has_crls, making_crls = bool(self._crls), False
+        making_crls = False
         while True:
             now = time.monotonic()
+            if not self._handed_over and self._handing_over():
+                self._hand_over()
             if now >= health_at:
                 if (status := self._probe()) != 0:
                     return status
                 health_at = now + _HEALTH_SECONDS
-            until = min(health_at, self._crls.look_at) if has_crls else health_at
+            until = health_at if self._crls is None else min(health_at, self._crls.look_at)
             self._server.poll(0 if self._requests or making_crls else max(0.0, until - time.monotonic()))
             if self._requests:
                 self._gather()
@@ -143,8 +203,7 @@ class IssuerProcess:
                     return status
             elif self._draining and not self._server.has_unsent:
                 return 0
-            if has_crls:
-                making_crls = self._crls.step()
+            making_crls = self._crls is not None and self._crls.step()
 
     def _gather(self) -> None:
         """Wait a moment for as many as asked beside each other in the last batch: few clients then share a commit and
@@ -198,12 +257,13 @@ class IssuerProcess:
         """Sign and store something, so that ready means able (never a certificate: see _PROBE)."""
         self._slot.set(metrics.BUSY_SINCE.at, time.monotonic())
         try:
-            (result,) = self._signer.sign_many([Job(self._probe_ca, _PROBE + os.urandom(16))])
-            if isinstance(result, TokenError):
-                raise result
+            self._sign_probe([self._probe_ca])
+            if time.monotonic() < self._recalls_until:
+                self._recall_more()
             self._ledger.store_health(self._index, time.time())
             if self._holds and self._index == 0:
                 self._tell_waiting()
+            self._keep_crls()
         except Exception as error:
             self._log("issuer_ends", why=str(error))
             return EXIT_FATAL
@@ -218,8 +278,20 @@ class IssuerProcess:
         self._slot.set(metrics.WAITING.at, count)
         self._slot.set(metrics.WAITING_SECONDS.at, (now_ms - oldest_ms) / 1000 if count else 0.0)
 
+    def _sign_probe(self, cas: Sequence[str]) -> None:
+        """Raises a TokenError where one of these CAs' keys does not sign."""
+        for result in self._signer.sign_many([Job(ca, _PROBE + os.urandom(16)) for ca in cas]):
+            if isinstance(result, TokenError):
+                raise result
 
-def _recall(config: Config, ledger: Ledger) -> Repeats:
+    def _recall_more(self) -> None:
+        """What another generation's issuer has answered meanwhile."""
+        since_ms, self._recalled_ms = self._recalled_ms - _RECALL_OVERLAP_MS, int(time.time() * 1000)
+        for repeat_key, serial in self._ledger.repeat_keys_since(since_ms):
+            self._repeats.add(repeat_key, int.from_bytes(serial[:6], "big"))
+
+
+def _recall(config: Config, ledger: Reader) -> Repeats:
     """What was answered in the last window, by the ledger: a device that lost its answer to a crash gets it again."""
     now_ms = int(time.time() * 1000)
     window_ms = max(label.repeat_seconds for label in config.labels.values()) * 1000
@@ -229,16 +301,21 @@ def _recall(config: Config, ledger: Ledger) -> Repeats:
     return repeats
 
 
-def main(config: Config, index: int, listeners: dict[str, socket.socket], slot: metrics.Slot, log: Log) -> int:
+def main(
+    config: Config, index: int, listeners: dict[str, socket.socket], slot: metrics.Slot, log: Log, turn: Turn
+) -> int:
     """The child process `issuer`."""
+    hand_over = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: hand_over.set())
     try:
-        process = IssuerProcess(config=config, index=index, listeners=listeners, slot=slot, log=log)
-    except TokenError as error:
-        log("issuer_start_failed", why=str(error))
-        return EXIT_REFUSED if error.code.startswith("Pin") else EXIT_FATAL
+        process = IssuerProcess(
+            config=config, index=index, listeners=listeners, slot=slot, log=log, turn=turn,
+            handing_over=hand_over.is_set,
+        )  # fmt: skip
     except Exception as error:
         log("issuer_start_failed", why=str(error))
-        return EXIT_FATAL
+        turn.failed(str(error))
+        return EXIT_REFUSED if isinstance(error, TokenError) and error.code.startswith("Pin") else EXIT_FATAL
     signal.signal(signal.SIGTERM, process.drain)
     log("issuer_ready", index=index, python=sys.version.split()[0])
     try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -56,6 +57,7 @@ REVOCATION_REASONS = {
     "privilegeWithdrawn": 9,
 }  # fmt: skip
 
+_TAKEN_STEP_SECONDS = 0.002
 _INSERT = "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -65,6 +67,10 @@ class LedgerError(Exception):
 
 class LedgerBroken(LedgerError):
     """An I/O error: nothing this process says about the ledger counts any more."""
+
+
+class LedgerTaken(LedgerError):
+    """Another process writes the ledger now."""
 
 
 class Row(NamedTuple):
@@ -186,6 +192,11 @@ class Reader:
         for found in self._db.execute(query, (*values, limit)):
             yield Row(*found)
 
+    def unexpired(self, now: float) -> Iterator[bytes]:
+        """The certificates (DER) that are neither expired nor revoked."""
+        query = "SELECT certificate FROM certificate WHERE not_after >= ? AND revoked_at IS NULL"
+        return (found[0] for found in self._db.execute(query, (int(now),)))
+
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM certificate").fetchone()[0])
 
@@ -209,7 +220,7 @@ class Writer(Reader):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise LedgerError(f"another process writes the ledger {path}; a ledger has one writer") from None
+            raise LedgerTaken(f"another process writes the ledger {path}; a ledger has one writer") from None
         try:
             self._open(path)
         except sqlite3.Error as error:
@@ -297,3 +308,15 @@ class Writer(Reader):
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def wait_for_writer(path: Path, seconds: float) -> Writer:
+    """The writer, as soon as another one gives the ledger up. Raises LedgerTaken where none does in that time."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return Writer(path)
+        except LedgerTaken:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_TAKEN_STEP_SECONDS)

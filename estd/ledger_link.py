@@ -69,7 +69,7 @@ def _held_in(messages: Sequence[dict[str, Any]]) -> Held:
 class WriterService:
     """The writer's side. Messages that arrive together are written together. Decisions are counted in `slot`."""
 
-    def __init__(self, writer: Writer, slot: metrics.Slot | None = None) -> None:
+    def __init__(self, writer: Writer | RemoteWriter, slot: metrics.Slot | None = None) -> None:
         self._writer = writer
         self._slot = slot
 

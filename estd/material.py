@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import wire
+from estd import transition, wire
 from estd.config import Ca, Config
 from estd.crl import CrlFiles
 from estd.crl_plan import check_signs_crls
@@ -40,6 +40,8 @@ class Material:
     """In the order of the configuration's labels, which is their number in frames."""
     issuers: dict[tuple[str, str], Issuer]
     """By CA and profile."""
+    key_ids: dict[str, bytes]
+    """CKA_ID of each CA's key: the configuration's, or a rollover's new one."""
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
@@ -62,6 +64,9 @@ def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
     """The CA's certificate and chain, which must be one unbroken path to a root. Raises OSError or ValueError."""
     now = now or datetime.now(UTC)
     own, *extra = certificates(ca.certificate)
+    change = transition.read(ca.certificate)
+    if change is not None:
+        own = change.issuing
     above = [*extra, *(certificates(ca.chain) if ca.chain else [])]
     path = [own]
     while path[-1].subject != path[-1].issuer:
@@ -79,7 +84,12 @@ def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
             raise ValueError(f"{child.subject.rfc4514_string()!r} is not a CA's certificate (basicConstraints)")
     if ca.crl.on:
         check_signs_crls(own)
-    return CaCertificate.of(own, path[1:])
+    return CaCertificate.of(own, [*path[1:], *(change.besides if change is not None else ())])
+
+
+def _key_id(ca: Ca) -> bytes:
+    change = transition.read(ca.certificate)
+    return ca.key_id if change is None else change.key_id
 
 
 def _rule(allow: Allow) -> Rule:
@@ -109,6 +119,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
         for name, ca in config.cas.items()
         if (found := attempt(f"ca.{name}", partial(load_ca, ca))) is not None
     }
+    key_ids = {name: _key_id(config.cas[name]) for name in cas}
     policies = tuple(
         LabelPolicy(
             label=label,
@@ -127,7 +138,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
         for ca, profile in sorted(pairs)
         if ca in cas
     }
-    return Material(config=config, cas=cas, policies=policies, issuers=issuers), problems
+    return Material(config=config, cas=cas, policies=policies, issuers=issuers, key_ids=key_ids), problems
 
 
 def load(config: Config) -> Material:
@@ -139,6 +150,7 @@ def load(config: Config) -> Material:
 
 
 def cacerts_body(material: Material, label: Label) -> bytes:
-    """The answer to cacerts: the issuing CA and what is above it, up to the root (R18)."""
+    """The answer to cacerts: the issuing CA and what is above it, up to the root (R18); in a rollover also the other
+    root and what joins the two (R19)."""
     chain = material.cas[label.ca].chain
     return wire.cacerts((one.public_bytes(Encoding.DER) for one in chain), one_line=label.cacerts_one_line)

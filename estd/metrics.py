@@ -99,6 +99,9 @@ DECISIONS = _family("counter", "estd_approval_decisions", "Requests decided on b
 LOGS_DROPPED = _family("counter", "estd_log_lines_dropped", "Log lines dropped since nobody took them.")
 
 SLOT_DOUBLES = FAMILIES[-1].end
+GAUGES = tuple(at for one in FAMILIES if one.kind == "gauge" for at in one.starts.values())
+_LATEST = frozenset(GAUGES) - {CONNECTIONS_OPEN.at, QUEUE_DEPTH.at}
+"""Gauges of which two generations of a process have one, not two that add up."""
 
 
 class Slot:
@@ -120,6 +123,17 @@ class Slot:
 
     def get(self, series: int) -> float:
         return float(self.values[series])
+
+
+class Banks:
+    """The slots of a process in its generations, read as one: what a retired generation counted stays counted."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots = slots
+
+    def get(self, series: int) -> float:
+        values = [slot.get(series) for slot in self._slots]
+        return max(values) if series in _LATEST else sum(values)
 
 
 class Block:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from estd import admin, material
+from estd import admin, material, turnover
 from estd.config import Config, parse
 from estd.errors import ConfigError
 from estd.logs import Log
@@ -27,7 +27,7 @@ def serve(path: Path) -> None:
     descriptor = claim(config)
     log = Log("supervisor")
     try:
-        asyncio.run(_serve(config, toml, log))
+        asyncio.run(_serve(path.resolve(), config, toml, log))
     finally:
         log.close()
         os.close(descriptor)
@@ -43,20 +43,42 @@ def _desk(config: Config, log: Log) -> list[web.RouteDef]:
     return Desk(credentials=config.approvers, ledger=ledger, writer_socket=writer_socket, log=log).routes()
 
 
-async def _serve(config: Config, toml: str, log: Log) -> None:
+async def _serve(path: Path, config: Config, toml: str, log: Log) -> None:
     supervisor = Supervisor(config, toml, log)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    wanted = asyncio.Event()
+    at_terminal = os.isatty(0)
+
+    def hang_up() -> None:
+        # A terminal that goes away sends the same signal.
+        (stop if at_terminal and not os.isatty(0) else wanted).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         runner = await admin.start(config.server.admin, supervisor, _desk(config, log))
     except OSError as error:
         raise ConfigError([f"server.admin: {config.server.admin} cannot be bound: {error.strerror}"]) from error
     log("serving", listen=str(config.server.listen), admin=str(config.server.admin), pid=os.getpid())
     running = asyncio.create_task(supervisor.run())
+    reloading = asyncio.create_task(_reload(supervisor, path, wanted, log))
     await stop.wait()
+    reloading.cancel()
+    await asyncio.wait([reloading])
     await supervisor.drain()
     await running
     await runner.cleanup()
     log("stopped")
+
+
+async def _reload(supervisor: Supervisor, path: Path, wanted: asyncio.Event, log: Log) -> None:
+    """One reload after the other; signals that come during one are one more."""
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        try:
+            await turnover.reload(supervisor, path, log)
+        except Exception as error:  # what serves goes on serving
+            log("reload_failed", error=repr(error)[:500])

@@ -47,6 +47,10 @@ class FrameServer:
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, door)
 
+    def close_door(self, listener: socket.socket) -> None:
+        """Accept nobody more there; who is connected stays, and who waits is another process's to accept."""
+        self._selector.unregister(listener)
+
     def watch(self, descriptor: int) -> None:
         """Make `poll` return when this becomes readable; whose it is reads it."""
         self._selector.register(descriptor, selectors.EVENT_READ, None)

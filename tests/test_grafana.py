@@ -29,6 +29,8 @@ _METRIC = re.compile(r"\b(estd_[a-z0-9_]+)(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
 NOT_SHOWN = {
     "estd_busy_since_seconds": "on a clock of its own, for the supervisor, which ends what hangs",
+    "estd_generation": "which configuration serves is for whoever reloads, and `estd reload` tells it",
+    "estd_reloads_refused": "`estd reload` tells it with the reasons, and so does the log",
 }
 """What the server exports and the dashboard does not show, and why."""
 

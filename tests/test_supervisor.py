@@ -118,7 +118,7 @@ def test_a_served_instance_is_ready_and_healthy(server: Server) -> None:
     assert server.admin("/readyz") == (200, "ready\n")
     status, body = server.admin("/healthz")
     assert status == 200
-    assert set(json.loads(body)) == {"version", "up_seconds", "processes"}
+    assert set(json.loads(body)) == {"version", "up_seconds", "generation", "processes"}
     assert set(health(server)) == {"issuer-0", "edge-0"}
     for one in health(server).values():
         assert one["alive"]
@@ -131,7 +131,7 @@ def test_what_runs_is_private(server: Server) -> None:
     run = server.folder / "run"
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     names = {path.name for path in run.iterdir() if path.is_socket()}
-    assert names == {"issuer-0.sock", "ledger.sock"}
+    assert names == {"issuer-0.1.sock", "ledger.sock"}
     assert all(stat.S_IMODE((run / name).stat().st_mode) == 0o600 for name in names)
 
 
@@ -502,7 +502,7 @@ def test_a_child_that_dies_at_once_is_replaced_ever_more_slowly(stage: Stage, mo
     """The pauses rise from one second to thirty; a child that lived long enough starts the row anew."""
     slept: list[float] = []
 
-    async def pause(seconds: float) -> None:
+    async def pause(_child: Child, seconds: float) -> None:
         slept.append(seconds)
 
     issuer = stage.child("issuer-0")
