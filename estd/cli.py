@@ -16,7 +16,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, credentials
+from estd import __version__, cli_size, credentials
 from estd.config import Config, load
 from estd.errors import ClientError, ConfigError
 from estd.issuance import SERIAL_BYTES
@@ -54,6 +54,9 @@ def _plainly(command: Callable[P, None]) -> Callable[P, None]:
 @click.version_option(__version__, prog_name="estd")
 def main() -> None:
     """An EST server (RFC 7030) for large fleets of devices, signing on an HSM over PKCS#11."""
+
+
+main.add_command(cli_size.size_command)
 
 
 def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

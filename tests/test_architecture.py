@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "repeats", "tls", "toml_table"),
-    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
+    ("errors", "der", "frames", "repeats", "tls", "toml_table", "costs"),
+    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http", "sizing"),
+    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "cli_size"),
     ("identify", "ledger"),
     ("policy", "ledger_link"),
     ("material",),
@@ -61,7 +61,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames")
+PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames", "costs", "sizing")
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",
