@@ -148,7 +148,7 @@ def _rows(fleet: sizing.Fleet, found: costs.Costs, sized: sizing.Sizing) -> list
         ),
         (
             "p99",
-            f"{sized.p99_ms:,.0f} ms in the server by queueing, at {fleet.utilisation:.0%} of that; shared cores add",
+            f"{sized.p99_ms:,.0f} ms in the server, at {fleet.utilisation:.0%} of that; shared cores add",
         ),
         ("slack", f"{_time(sized.slack_seconds)} from a renewal to the certificate's end"),
         (
