@@ -15,34 +15,14 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "errors",
-        "der",
-        "frames",
-        "ledger_crls",
-        "repeats",
-        "tls",
-        "toml_table",
-        "ledger_requests",
-        "durable",
-        "rollover_toml",
-        "starting",
+        "errors", "der", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests", "durable",
+        "rollover_toml", "starting", "costs",
     ),
     (
-        "labels",
-        "wire",
-        "csr",
-        "metrics",
-        "credentials",
-        "crl",
-        "crl_plan",
-        "client",
-        "sockets",
-        "http",
-        "markup",
-        "reload_report",
-        "transition",
+        "labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http", "markup",
+        "reload_report", "transition", "sizing",
     ),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "requests_page", "cli_reload"),
+    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "requests_page", "cli_reload", "cli_size"),
     ("identify", "ledger", "crl_file", "crl_list", "generation"),
     ("policy", "ledger_link", "crl_keeper"),
     ("material", "command", "holding", "requests_desk"),
@@ -51,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("admin", "checks", "instance"),
     ("serve", "child", "cli_crl"),
     ("cli",),
-)
+)  # fmt: skip
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
 
 HSM_LAYERS: tuple[tuple[str, ...], ...] = (("errors",), ("token",), ("session",), ("keys", "pool"))
@@ -95,7 +75,10 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames", "crl_list")
+PURE = (
+    "csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames", "crl_list", "costs",
+    "sizing",
+)  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",
