@@ -1,4 +1,4 @@
-"""A small, correct EST client (RFC 7030): cacerts, enroll, re-enroll. Tests, the demonstration and operators use it.
+"""A small, correct EST client (RFC 7030): cacerts, csrattrs, enroll, re-enroll; for operators, tests, demonstrations.
 
 The server is verified before a request is sent, against explicit trust anchors or, without any, the system's
 (RFC 7030 §3.6). Linked proof of possession works on both TLS versions.
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509 import verification
 from OpenSSL import SSL
 
+from estd import asked
 from estd.errors import ClientError, Refused
 
 _TIMEOUT_SECONDS = 30.0
@@ -159,13 +160,18 @@ class EstClient:
         except (OSError, http.client.HTTPException, SSL.Error) as error:
             raise ClientError(f"the server did not answer {operation}: {error!r}") from error
 
-    def _certificates(self, response: http.client.HTTPResponse) -> list[x509.Certificate]:
+    def _body(self, response: http.client.HTTPResponse, media_type: str) -> bytes:
+        """The body of a 200 of that type."""
         body = response.read()
         if response.status != 200:
             sentence = response.headers.get("Estd-Error") or body.decode(errors="replace").strip() or response.reason
             raise Refused(response.status, sentence, response.headers.get("Retry-After"))
-        if response.headers.get_content_type() != "application/pkcs7-mime":
-            raise ClientError(f"the answer is {response.headers.get_content_type()}, not application/pkcs7-mime")
+        if response.headers.get_content_type() != media_type:
+            raise ClientError(f"the answer is {response.headers.get_content_type()}, not {media_type}")
+        return body
+
+    def _certificates(self, response: http.client.HTTPResponse) -> list[x509.Certificate]:
+        body = self._body(response, "application/pkcs7-mime")
         try:
             return pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
         except ValueError as error:
@@ -174,6 +180,18 @@ class EstClient:
     def cacerts(self) -> list[x509.Certificate]:
         """The CA's certificates (RFC 7030 §4.1)."""
         return self._certificates(self.request("GET", "cacerts"))
+
+    def csrattrs(self) -> asked.Asked:
+        """What a request should have (§4.5); nothing where the server has nothing to say."""
+        response = self.request("GET", "csrattrs")
+        if response.status in (204, 404):
+            response.read()
+            return asked.NOTHING
+        body = self._body(response, "application/csrattrs")
+        try:
+            return asked.read(base64.b64decode(body))
+        except ValueError as error:
+            raise ClientError(f"the server's csrattrs cannot be read: {error}") from error
 
     def enroll(
         self, make_csr: Callable[[bytes | None], bytes], *, renew: bool = False, link: bool = False

@@ -130,6 +130,8 @@ def _cross_check(config: Config) -> list[str]:
         where = f"label.{label.name}"
         if label.ca not in config.cas:
             problems.append(f"{where}.ca: there is no [ca.{label.ca}]")
+        if label.csrattrs_profile is not None and label.csrattrs_profile not in config.profiles:
+            problems.append(f"{where}.csrattrs_profile: there is no [profile.{label.csrattrs_profile}]")
         for index, allow in enumerate(label.allow):
             if allow.profile is not None and allow.profile not in config.profiles:
                 problems.append(f"{where}.allow[{index}].profile: there is no [profile.{allow.profile}]")

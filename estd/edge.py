@@ -35,18 +35,19 @@ from estd.errors import (
     UnsupportedMediaType,
 )
 from estd.frames import Request
-from estd.http import Answer, HttpServer, answer, head, respond
+from estd.http import Answer, HttpServer, answer, head, nothing, respond
 from estd.issuer_link import IssuerLink
 from estd.labels import OPERATIONS, Label
 from estd.logs import Log
-from estd.material import Material, cacerts_body, load
+from estd.material import Material, cacerts_body, csrattrs_body, load
 
 _GIVE_BACK_SECONDS = 10.0
 _HERD = 100
 """Connections; each had about 60 KB while it was open."""
 _ROOT = "/.well-known/est/"
 _ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
-_SERVED = ("cacerts", *_ENROLMENTS)
+_TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
+"""What is the same for everybody, and its media type."""
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
 
 
@@ -69,7 +70,10 @@ class _Served:
     def __init__(self, number: int, label: Label, material: Material) -> None:
         self.number = number
         self.label = label
-        self.cacerts = cacerts_body(material, label)
+        self.told = {"cacerts": cacerts_body(material, label), "csrattrs": csrattrs_body(material, label)}
+        self.operations = ["cacerts", *_ENROLMENTS]
+        if label.csrattrs != "off":
+            self.operations.append("csrattrs")
         self.basic = [
             (index, Credentials(rule.credentials))
             for index, rule in enumerate(label.allow)
@@ -91,9 +95,9 @@ class Edge:
         default = next(one for one in served if one.label.name == config.server.default_label)
         self._routes: dict[str, tuple[_Served, str]] = {}
         for one in served:
-            for operation in _SERVED:
+            for operation in one.operations:
                 self._routes[f"{_ROOT}{one.label.name}/{operation}"] = (one, operation)
-        for operation in _SERVED:
+        for operation in default.operations:
             self._routes[_ROOT + operation] = (default, operation)
         self._known_labels = {one.label.name for one in served}
 
@@ -148,10 +152,11 @@ class Edge:
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
-        if operation == "cacerts":
+        if operation in _TOLD:
             if request.method not in ("GET", "HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
-            return answer(served.cacerts, wire.CERTS_ONLY_TYPE)
+            body = served.told[operation]
+            return nothing() if body is None else answer(body, _TOLD[operation])
         if request.method != "POST":
             raise MethodNotAllowed("POST")
         return await self._enroll(request, served, _ENROLMENTS[operation], seen)

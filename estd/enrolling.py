@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from OpenSSL import SSL
 
 from estd.client import Access, EstClient, pem_of
-from estd.errors import ClientError
+from estd.errors import ClientError, Refused
 
 _TLS = {None: None, "1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
@@ -90,8 +90,9 @@ def enroll(options: Options) -> dict[str, Any]:
         if options.cacerts_only:
             return done
         key, subject, san = _wanted(options)
+        done["linked"] = options.link or _must_link(client)
         certificate = client.enroll(
-            lambda binding: make_csr(key, subject, san, binding), renew=options.renew, link=options.link
+            lambda binding: make_csr(key, subject, san, binding), renew=options.renew, link=done["linked"]
         )
     if not (options.renew and options.same_key):
         _write_key(Path(f"{options.out}.key"), key)
@@ -104,6 +105,14 @@ def enroll(options: Options) -> dict[str, Any]:
         "subject": certificate.subject.rfc4514_string(),
         "not_after": certificate.not_valid_after_utc.isoformat(),
     }
+
+
+def _must_link(client: EstClient) -> bool:
+    """Whether the server's csrattrs demands linking. A server that does not tell may still refuse the request."""
+    try:
+        return client.csrattrs().linked
+    except Refused:
+        return False
 
 
 def _wanted(options: Options) -> tuple[Key, x509.Name, x509.SubjectAlternativeName | None]:

@@ -59,6 +59,11 @@ def answer(body: bytes, content_type: str) -> web.Response:
     )
 
 
+def nothing() -> web.Response:
+    """A 204."""
+    return web.Response(status=204, headers={"Server": _SERVER})
+
+
 class Answer(web.StreamResponse):
     """A 200 to a POST: what `answer` makes, but with a head made once. aiohttp's, from a dictionary of headers, is a
     seventh of what an edge does for an enrolment."""

@@ -133,7 +133,7 @@ class Issuer:
             der.tlv(der.SEQUENCE, one)
             for one in (
                 _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
-                _extension(_key_usage(profile.key_usage), critical=True),
+                _extension(key_usage(profile.key_usage), critical=True),
                 *(
                     (_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(o) for o in profile.extended_key_usage])),)
                     if profile.extended_key_usage
@@ -202,7 +202,8 @@ def _extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
     return der.oid(value.oid.dotted_string) + flag + der.tlv(der.OCTET_STRING, value.public_bytes())
 
 
-def _key_usage(words: Sequence[str]) -> x509.KeyUsage:
+def key_usage(words: Sequence[str]) -> x509.KeyUsage:
+    """The extension with these bits (labels.KEY_USAGES)."""
     names = (
         "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
         "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",

@@ -80,6 +80,10 @@ class Label:
     cacerts_one_line: bool
     body_bytes: int
     repeat_seconds: int
+    csrattrs: Literal["off", "legacy", "template", "both"] = "legacy"
+    csrattrs_profile: str | None = None
+    """Whose wishes csrattrs tells; without, what all the profiles of the label's rules want alike."""
+    enforce_csrattrs: bool = False
 
 
 def _oid(text: str) -> str:
@@ -175,7 +179,12 @@ def read_label(name: str, table: Table) -> Label:
         cacerts_one_line=table.flag("cacerts_one_line", False),
         body_bytes=table.size("body_limit", "64KiB", "1MiB"),
         repeat_seconds=table.seconds("repeat_window", "10m", "3h"),
+        csrattrs=table.choice("csrattrs", "legacy", ("off", "legacy", "template", "both")),
+        csrattrs_profile=table.string("csrattrs_profile") if "csrattrs_profile" in table.left else None,
+        enforce_csrattrs=table.flag("enforce_csrattrs", False),
     )
+    if label.enforce_csrattrs and label.csrattrs == "off":
+        table.wrong("enforce_csrattrs", 'has nothing to enforce: set csrattrs to "legacy", "template" or "both"')
     table.done()
     if name in OPERATIONS:
         table.problems.append(f"label.{name}: a label cannot have the name of an operation (RFC 7030 §3.2.2)")

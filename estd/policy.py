@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 
-from estd import names
+from estd import csrattrs, names
 from estd.crl import CrlFiles
 from estd.csr import CertificationRequest
 from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
@@ -66,6 +66,8 @@ class LabelPolicy:
     label: Label
     rules: tuple[Rule, ...]
     profiles: Mapping[str, Profile]
+    demands: csrattrs.Demands | None = None
+    """What csrattrs asks for, where a request that is otherwise is refused."""
 
 
 class Authorised(NamedTuple):
@@ -188,6 +190,8 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
     """What `client` gets for `request`. A 403 for names or a renewal that it may not have, a 400 for the wrong linking
     or a key that the profile does not take."""
     _check_linking(policy.label, evidence, request)
+    if policy.demands is not None:
+        csrattrs.check(policy.demands, request)
     profile = policy.profiles[client.profile]
     certificate = evidence.certificate
     asked = names.of_extensions(request.subject, request.extensions)

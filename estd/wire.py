@@ -15,6 +15,7 @@ from estd import der
 from estd.errors import BadRequest, Reason, UnsupportedMediaType
 
 CERTS_ONLY_TYPE = "application/pkcs7-mime; smime-type=certs-only"
+CSRATTRS_TYPE = "application/csrattrs"
 PKCS10_TYPES = frozenset({"application/pkcs10", "application/x-pkcs10"})
 PEM_TYPES = frozenset({"application/x-pem-file", "application/pem-certificate-request"})
 
@@ -98,5 +99,14 @@ def enrolled(certificate_der: bytes, *, wrapped: bool) -> bytes:
 
 def cacerts(certificates: Iterable[bytes], *, one_line: bool) -> bytes:
     """The body of cacerts: there is no request to mirror, so a long one is wrapped unless the label says otherwise."""
-    line = binascii.b2a_base64(certs_only(certificates))
+    return _unasked(certs_only(certificates), one_line)
+
+
+def csrattrs(csr_attrs: bytes, *, one_line: bool) -> bytes:
+    """The body of csrattrs, in the form of cacerts."""
+    return _unasked(csr_attrs, one_line)
+
+
+def _unasked(content: bytes, one_line: bool) -> bytes:
+    line = binascii.b2a_base64(content)
     return line if one_line or len(line) - 1 <= LINE_MAX else _wrap(line[:-1])

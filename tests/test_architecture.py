@@ -15,9 +15,9 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "der", "frames", "repeats", "tls", "toml_table"),
-    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
-    ("identify", "ledger"),
+    ("asked", "labels", "wire", "csr", "metrics", "credentials", "crl", "sockets", "http"),
+    ("config", "names", "issuance", "logs", "client", "issuer_link"),
+    ("csrattrs", "identify", "ledger", "enrolling"),
     ("policy", "ledger_link"),
     ("material",),
     ("batch", "edge", "ledger_process", "supervisor"),
@@ -61,7 +61,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames")
+PURE = ("asked", "csr", "csrattrs", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames")
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",

@@ -328,7 +328,7 @@ def _template() -> str:
     template = Template(resources.files("estd").joinpath("templates/estd.toml").read_text(encoding="utf-8"))
     return template.substitute(
         listen="127.0.0.1:8443", admin="127.0.0.1:9443", module="m.so", token_label="estd", pin_file="pin",
-        token_environment="", key_id="01", chain="", profiles="", rules="",
+        token_environment="", key_id="01", chain="", profiles="", rules="", switches="",
     )  # fmt: skip
 
 
