@@ -80,6 +80,10 @@ def outcomes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "cacerts-TLSv1.2": {"do": "cacerts", "tls": "TLSv1.2"},
         "cacerts-TLSv1.3": {"do": "cacerts", "tls": "TLSv1.3"},
         "cacerts-label": {"do": "cacerts", "label": "sites"},
+        "csrattrs-asking": {"do": "csrattrs", "label": "asking", "tls": "TLSv1.3"},
+        "csrattrs-enforced": {"do": "csrattrs", "label": "enforced", "tls": "TLSv1.2"},
+        "csrattrs-closed": {"do": "csrattrs", "label": "closed"},
+        "csrattrs-silent": {"do": "csrattrs", "label": "silent"},
         "nobody": first,
         "wrong": {**first, "user": "factory", "password": "wrong"},
         "big": {**first, **factory, "key-type": "rsa-4096"},
@@ -105,6 +109,8 @@ def linked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     scenarios = {
         "device": {**asked, **device, "link": "tls-unique"},
         "demanded": {**asked, **factory, "link": "tls-unique", "label": "trimmed"},
+        "told": {**asked, **factory, "link": "tls-unique", "label": "trimmed", "csrattrs": "first"},
+        "untold": {**asked, **factory, "link": "another", "csrattrs": "first"},
         "absent": {**asked, **factory, "label": "trimmed"},
         "other": {**asked, **device, "link": "tls-server-end-point"},
     }
@@ -170,6 +176,35 @@ def test_bouncycastle_takes_a_long_answer(outcomes: dict[str, Outcome]) -> None:
 def test_R20_bouncycastle_is_told_401(outcomes: dict[str, Outcome], stem: str) -> None:
     """R20: nobody, and a wrong password, are told 401 in a form that BouncyCastle can read."""
     assert outcomes[stem].result == "status 401", outcomes[stem].why
+
+
+@pytest.mark.parametrize(
+    ("stem", "named"),
+    [
+        ("csrattrs-asking", {"1.2.840.113549.1.9.7", "1.2.840.10045.2.1", "1.2.840.113549.1.9.16.2.61"}),
+        ("csrattrs-enforced", {"1.2.840.10045.2.1", "1.2.840.113549.1.9.14", "1.2.840.10045.4.3.3"}),
+        ("csrattrs-closed", set()),
+    ],
+)
+def test_R35_R36_R43_bouncycastle_reads_csrattrs(outcomes: dict[str, Outcome], stem: str, named: set[str]) -> None:
+    """R35, R36, R43: the list, both forms, and nothing to say, without a credential."""
+    outcome = outcomes[stem]
+    assert outcome.result == "ok", outcome.why
+    told = (outcome.folder / f"{stem}.txt").read_text().strip("[]").split(", ")
+    assert named <= set(told)
+    assert bool(named) == (told != [""])
+
+
+def test_R3_bouncycastle_is_told_404(outcomes: dict[str, Outcome]) -> None:
+    """R3: a label that has csrattrs switched off is a 404 to it, whose body it does not read."""
+    assert outcomes["csrattrs-silent"].result == "status 404", outcomes["csrattrs-silent"].why
+
+
+@pytest.mark.parametrize("stem", ["told", "untold"])
+def test_R37_bouncycastle_links_where_csrattrs_asks(linked: dict[str, Outcome], stem: str) -> None:
+    """R13, R37: it asks for csrattrs, and links where challengePassword is named; elsewhere it does not, or the binding
+    of another kind that the scenario names would be a 400."""
+    assert linked[stem].certificate
 
 
 @pytest.mark.parametrize("stem", ["device", "demanded"])
