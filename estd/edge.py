@@ -17,7 +17,7 @@ import uvloop
 from aiohttp import http_parser, web
 from OpenSSL import SSL
 
-from estd import csr, frames, metrics, tls, wire
+from estd import csr, frames, keygen, metrics, tls, wire
 from estd.config import Config
 from estd.credentials import Credentials, read_header
 from estd.errors import (
@@ -49,6 +49,7 @@ _ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
 _TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
 """What is the same for everybody, and its media type."""
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
+_GENERATED = head(wire.KEY_AND_CERTIFICATE_TYPE, "Cache-Control: no-store")
 
 
 class _Seen:
@@ -74,6 +75,9 @@ class _Served:
         self.operations = ["cacerts", *_ENROLMENTS]
         if label.csrattrs != "off":
             self.operations.append("csrattrs")
+        self.generated = keygen.kinds(label, material.config.profiles)
+        if self.generated:
+            self.operations.append("serverkeygen")
         self.basic = [
             (index, Credentials(rule.credentials))
             for index, rule in enumerate(label.allow)
@@ -91,6 +95,7 @@ class Edge:
         self._log = log
         self._numbers = itertools.count(1)
         self._draining = False
+        self._keys = keygen.KeyService(keygen.SoftwareKeys())
         served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
         self._routes: dict[str, tuple[_Served, str]] = {}
@@ -159,7 +164,7 @@ class Edge:
             return nothing() if body is None else answer(body, _TOLD[operation])
         if request.method != "POST":
             raise MethodNotAllowed("POST")
-        return await self._enroll(request, served, _ENROLMENTS[operation], seen)
+        return await self._enroll(request, served, operation, seen)
 
     def _not_found(self, path: str) -> NotFound:
         label, _, operation = path.removeprefix(_ROOT).rpartition("/")
@@ -176,8 +181,11 @@ class Edge:
             return NotFound(Reason.UNKNOWN_OPERATION, f"The operation {operation} is not offered here.")
         return NotFound(Reason.UNKNOWN_OPERATION, "There is no such operation; try cacerts or simpleenroll.")
 
-    async def _enroll(self, request: web.BaseRequest, served: _Served, kind: int, seen: _Seen) -> web.StreamResponse:
-        """simpleenroll and simplereenroll (RFC 7030 §4.2): evidence and CSR to an issuer, its answer to the client."""
+    async def _enroll(
+        self, request: web.BaseRequest, served: _Served, operation: str, seen: _Seen
+    ) -> web.StreamResponse:
+        """simpleenroll and simplereenroll (RFC 7030 §4.2) and serverkeygen (§4.4): evidence and CSR to an issuer, its
+        answer to the client."""
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
@@ -194,26 +202,34 @@ class Edge:
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
         binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
-        link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(sent.csr_der) % len(self._links)]
-        given = await link.ask(
-            Request(
-                id=0,
-                kind=kind,
-                label=served.number,
-                deadline=time.monotonic() + self._config.server.deadline_seconds,
-                user=user,
-                rule=rule,
-                binding=binding,
-                chain=chain,
-                csr_der=sent.csr_der,
+
+        async def ask(kind: int, csr_der: bytes) -> frames.Answer:
+            link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(csr_der) % len(self._links)]
+            given = await link.ask(
+                Request(
+                    id=0,
+                    kind=kind,
+                    label=served.number,
+                    deadline=time.monotonic() + self._config.server.deadline_seconds,
+                    user=user,
+                    rule=rule,
+                    binding=binding,
+                    chain=chain,
+                    csr_der=csr_der,
+                )
             )
-        )
-        seen.identity = given.identity or seen.identity
-        if given.status != 200:
-            raise BY_STATUS[given.status](
-                REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None
-            )
-        seen.serial = given.serial.hex()
+            seen.identity = given.identity or seen.identity
+            if given.status != 200:
+                raise BY_STATUS[given.status](
+                    REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None
+                )
+            seen.serial = given.serial.hex()
+            return given
+
+        if operation == "serverkeygen":
+            given, private_key = await self._keys.serve(sent.csr_der, served.generated, ask)
+            return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
+        given = await ask(_ENROLMENTS[operation], sent.csr_der)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
     async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:

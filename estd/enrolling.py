@@ -10,7 +10,8 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -19,12 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
+from estd import device_keys
 from estd.client import Access, EstClient, pem_of
 from estd.errors import ClientError, Refused
 
 _TLS = {None: None, "1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
-
-Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +47,12 @@ class Options:
     link: bool
     tls: str | None
     cacerts_only: bool
+    serverkeygen: bool
     out: str
 
 
-def generate_key(kind: str) -> Key:
-    """A new key of one of labels.KEY_KINDS."""
-    if kind == "ed25519":
-        return ed25519.Ed25519PrivateKey.generate()
-    if kind.startswith("rsa-"):
-        return rsa.generate_private_key(65537, int(kind[4:]))
-    return ec.generate_private_key({"256": ec.SECP256R1(), "384": ec.SECP384R1(), "521": ec.SECP521R1()}[kind[4:]])
-
-
 def make_csr(
-    key: Key, subject: x509.Name, san: x509.SubjectAlternativeName | None, challenge_password: bytes | None
+    key: device_keys.Key, subject: x509.Name, san: x509.SubjectAlternativeName | None, challenge_password: bytes | None
 ) -> bytes:
     """A PKCS#10 request, DER."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
@@ -74,6 +66,8 @@ def make_csr(
 
 def enroll(options: Options) -> dict[str, Any]:
     """Enroll as the options say; returns what was written and got. Raises ClientError, OSError or ValueError."""
+    if options.serverkeygen and options.renew:
+        raise ClientError("--serverkeygen asks for a new key and certificate; it renews nothing: leave --renew out")
     user, password = None, None
     if options.credential is not None:
         user, _, password = options.credential.read_text(encoding="utf-8").strip().partition(":")
@@ -91,11 +85,17 @@ def enroll(options: Options) -> dict[str, Any]:
             return done
         key, subject, san = _wanted(options)
         done["linked"] = options.link or _must_link(client)
-        certificate = client.enroll(
-            lambda binding: make_csr(key, subject, san, binding), renew=options.renew, link=done["linked"]
-        )
+
+        def request(binding: bytes | None) -> bytes:
+            return make_csr(key, subject, san, binding)
+
+        certified: PrivateKeyTypes = key
+        if options.serverkeygen:
+            certified, certificate = client.serverkeygen(request, link=done["linked"])
+        else:
+            certificate = client.enroll(request, renew=options.renew, link=done["linked"])
     if not (options.renew and options.same_key):
-        _write_key(Path(f"{options.out}.key"), key)
+        _write_key(Path(f"{options.out}.key"), certified)
         done["key"] = f"{options.out}.key"
     Path(f"{options.out}.pem").write_bytes(pem_of([certificate]))
     return {
@@ -115,18 +115,18 @@ def _must_link(client: EstClient) -> bool:
         return False
 
 
-def _wanted(options: Options) -> tuple[Key, x509.Name, x509.SubjectAlternativeName | None]:
+def _wanted(options: Options) -> tuple[device_keys.Key, x509.Name, x509.SubjectAlternativeName | None]:
     """Key and names to ask for; a renewal asks for those of its certificate again."""
     if not options.renew:
         names: list[x509.GeneralName] = [x509.DNSName(one) for one in options.dns]
         names += [x509.IPAddress(ipaddress.ip_address(one)) for one in options.ip]
         names += [x509.UniformResourceIdentifier(one) for one in options.uri]
         san = x509.SubjectAlternativeName(names) if names else None
-        return generate_key(options.key_type), x509.Name.from_rfc4514_string(options.subject), san
+        return device_keys.generate(options.key_type), x509.Name.from_rfc4514_string(options.subject), san
     if options.cert is None:
         raise ClientError("--renew needs the certificate to renew: --cert")
     current = x509.load_pem_x509_certificate(options.cert.read_bytes())
-    key: Any = generate_key(options.key_type)
+    key: Any = device_keys.generate(options.key_type)
     if options.same_key:
         key = load_pem_private_key((options.key or options.cert).read_bytes(), None)
     try:
@@ -141,7 +141,7 @@ def _hex(serial: int) -> str:
     return serial.to_bytes((serial.bit_length() + 7) // 8, "big").hex()
 
 
-def _write_key(path: Path, key: Key) -> None:
+def _write_key(path: Path, key: PrivateKeyTypes) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

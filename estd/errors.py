@@ -2,7 +2,7 @@
 
     EstError                  status   reasons
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
-    │                                linking bad_http csrattrs
+    │                                linking bad_http csrattrs decrypt_key
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
     ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused
     ├─ NotFound               404      unknown_label unknown_operation
@@ -56,6 +56,7 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     INTERNAL = "internal"
     CSRATTRS = "csrattrs"
+    DECRYPT_KEY = "decrypt_key"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)

@@ -87,12 +87,9 @@ class Answer(web.StreamResponse):
         await self._writer.write_eof(b"%b%d\r\nDate: %b%b%b" % (self._head, len(self._sent), date, end, self._sent))
 
 
-def head(content_type: str) -> bytes:
+def head(content_type: str, more: str = "Content-Transfer-Encoding: base64") -> bytes:
     """The head of an `Answer` up to the value of its Content-Length."""
-    lines = (
-        "HTTP/1.1 200 OK", f"Server: {_SERVER}", f"Content-Type: {content_type}", "Content-Transfer-Encoding: base64",
-        "Content-Length: ",
-    )  # fmt: skip
+    lines = ("HTTP/1.1 200 OK", f"Server: {_SERVER}", f"Content-Type: {content_type}", more, "Content-Length: ")
     return "\r\n".join(lines).encode()
 
 

@@ -57,6 +57,7 @@ keys = ["ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa
 """
 _DEMO_SWITCHES = """csrattrs = "both"                   # what the factory's profile wants, in either form
 csrattrs_profile = "factory"
+serverkeygen = true
 """
 _DEMO_RULES = """
 [[label.default.allow]]

@@ -18,7 +18,7 @@ from estd.errors import REASONS
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0)
-OPERATIONS = ("cacerts", "csrattrs", "simpleenroll", "simplereenroll", "other")
+OPERATIONS = ("cacerts", "csrattrs", "simpleenroll", "simplereenroll", "serverkeygen", "other")
 STATUSES = ("200", "204", "400", "401", "403", "404", "405", "413", "415", "500", "503")
 STAGES = ("validate", "identify", "parse", "authorise", "prepare", "sign", "commit")
 

@@ -16,6 +16,9 @@ from estd.errors import BadRequest, Reason, UnsupportedMediaType
 
 CERTS_ONLY_TYPE = "application/pkcs7-mime; smime-type=certs-only"
 CSRATTRS_TYPE = "application/csrattrs"
+_BOUNDARY = "estd-key-and-certificate"
+"""No base64 has a hyphen, so it is in no part."""
+KEY_AND_CERTIFICATE_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
 PKCS10_TYPES = frozenset({"application/pkcs10", "application/x-pkcs10"})
 PEM_TYPES = frozenset({"application/x-pem-file", "application/pem-certificate-request"})
 
@@ -81,6 +84,18 @@ def certs_only(certificates: Iterable[bytes]) -> bytes:
     """A certs-only CMS SignedData (RFC 5272 §4.1) around the certificates, each DER: a set, which DER sorts."""
     signed = _BEFORE_CERTIFICATES + der.tlv(der.EXPLICIT_0, b"".join(sorted(certificates))) + _AFTER_CERTIFICATES
     return der.tlv(der.SEQUENCE, _SIGNED_DATA + der.tlv(der.EXPLICIT_0, der.tlv(der.SEQUENCE, signed)))
+
+
+def key_and_certificate(private_key: bytes, certificate_der: bytes) -> bytes:
+    """The body of serverkeygen's answer (RFC 7030 §4.4.2): PKCS#8, DER, then what an enrolment answers; MIME's lines
+    end with CR LF and have 76 characters at most."""
+    parts = (("application/pkcs8", private_key), (CERTS_ONLY_TYPE, certs_only((certificate_der,))))
+    body = b"".join(
+        f"--{_BOUNDARY}\r\nContent-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode()
+        + _wrap(binascii.b2a_base64(content, newline=False)).replace(b"\n", b"\r\n")
+        for kind, content in parts
+    )
+    return body + f"--{_BOUNDARY}--\r\n".encode()
 
 
 def _wrap(line: bytes) -> bytes:

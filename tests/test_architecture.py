@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "repeats", "tls", "toml_table"),
+    ("errors", "der", "device_keys", "frames", "repeats", "tls", "toml_table"),
     ("asked", "labels", "wire", "csr", "metrics", "credentials", "crl", "sockets", "http"),
-    ("config", "names", "issuance", "logs", "client", "issuer_link"),
+    ("config", "names", "issuance", "logs", "client", "issuer_link", "keygen"),
     ("csrattrs", "identify", "ledger", "enrolling"),
     ("policy", "ledger_link"),
     ("material",),

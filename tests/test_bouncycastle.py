@@ -86,12 +86,15 @@ def outcomes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "csrattrs-silent": {"do": "csrattrs", "label": "silent"},
         "nobody": first,
         "wrong": {**first, "user": "factory", "password": "wrong"},
+        "generated-rsa": {**first, **factory, "do": "serverkeygen", "label": "keys", "key-type": "rsa-2048"},
+        "generated-nowhere": {**first, **device, "do": "serverkeygen", "label": "strict"},
         "big": {**first, **factory, "key-type": "rsa-4096"},
     }
     for tls in ("TLSv1.2", "TLSv1.3"):
         scenarios |= {
             f"device-{tls}": {**first, **device, "tls": tls},
             f"factory-{tls}": {**first, **factory, "tls": tls},
+            f"generated-{tls}": {**first, **factory, "do": "serverkeygen", "label": "keys", "tls": tls},
             f"again-{tls}": {
                 **first, "do": "reenroll", "tls": tls,
                 "cert": str(folder / f"factory-{tls}.pem"), "key": str(folder / f"factory-{tls}.key"),
@@ -205,6 +208,19 @@ def test_R37_bouncycastle_links_where_csrattrs_asks(linked: dict[str, Outcome], 
     """R13, R37: it asks for csrattrs, and links where challengePassword is named; elsewhere it does not, or the binding
     of another kind that the scenario names would be a 400."""
     assert linked[stem].certificate
+
+
+@pytest.mark.parametrize("stem", ["generated-TLSv1.2", "generated-TLSv1.3", "generated-rsa"])
+def test_R29_R33_bouncycastle_is_given_a_key(outcomes: dict[str, Outcome], stem: str) -> None:
+    """R29, R33: the key in the answer, which is not the one that it had made, is its certificate's."""
+    certificate = outcomes[stem].certificate
+    kind = judge.openssl("x509", "-in", certificate, "-noout", "-text").decode()
+    assert ("2048 bit" if stem == "generated-rsa" else "P-256") in kind
+
+
+def test_R34_bouncycastle_is_given_no_key_where_it_is_switched_off(outcomes: dict[str, Outcome]) -> None:
+    """R34: off unless the label switches it on: 404."""
+    assert outcomes["generated-nowhere"].result == "status 404", outcomes["generated-nowhere"].why
 
 
 @pytest.mark.parametrize("stem", ["device", "demanded"])

@@ -144,6 +144,12 @@ def test_an_unknown_key_is_named_with_its_path(section: str, path: str) -> None:
         ("label.default", 'renew = "never"'),
         ("label.default", 'pem = "no"'),
         ("label.default", 'body_limit = "64KB"'),
+        ("label.default", 'csrattrs = "yes"'),
+        ("label.default", "csrattrs_profile = 1"),
+        ("label.default", 'enforce_csrattrs = "yes"'),
+        ("label.default", "serverkeygen = 1"),
+        ("label.default", "serverkeygen = []"),
+        ("label.default", 'serverkeygen = ["ec-p256", "dsa-1024"]'),
         ("label.default", "allow = 1"),
     ],
 )
@@ -240,6 +246,14 @@ def test_other_names_are_labels(name: str) -> None:
         ("server", ['default_label = "x"'], "server.default_label: there is no [label.x]"),
         ("label.default", ['ca = "x"'], "label.default.ca: there is no [ca.x]"),
         (
+            "label.default", ['ca = "root"', 'csrattrs_profile = "x"'],
+            "label.default.csrattrs_profile: there is no [profile.x]",
+        ),
+        (
+            "label.default", ['ca = "root"', "serverkeygen = true"],
+            "label.default.serverkeygen: no profile of the label's rules takes a key of these kinds",
+        ),
+        (
             "[label.default.allow]", ['who = "issued"', 'profile = "x"'],
             "label.default.allow[0].profile: there is no [profile.x]",
         ),
@@ -252,6 +266,12 @@ def test_other_names_are_labels(name: str) -> None:
 def test_a_reference_leads_somewhere(section: str, lines: list[str], told: str) -> None:
     """A label, CA or profile that is named must be there."""
     assert problems(text(section, *lines)) == [told]
+
+
+def test_what_nobody_is_told_cannot_be_enforced() -> None:
+    """A label that tells no csrattrs has nothing to hold requests to."""
+    (problem,) = problems(text("label.default", 'ca = "root"', 'csrattrs = "off"', "enforce_csrattrs = true"))
+    assert problem.startswith("label.default.enforce_csrattrs: has nothing to enforce")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def run(guide: str, server: Server, folder: Path) -> str:
 
 GUIDES = {
     "csrattrs.md": ("X509v3 Extended Key Usage", ":commonName", '"linked": false', '"subject": "CN=device-3"'),
+    "serverkeygen.md": ("sensor.pem: OK", "the key fits", "subject=CN = sensor-2"),
 }
 """Each guide with commands, and what they must print."""
 

@@ -148,12 +148,25 @@ public class BcEst
         boolean again = words.get("do").equals("reenroll");
         boolean link = words.containsKey("link") &&
             (!words.containsKey("csrattrs") || asked(service).contains(PKCSObjectIdentifiers.pkcs_9_at_challengePassword));
-        EnrollmentResponse given = link
-            ? service.simpleEnrollPoP(again, request, signer, auth)
-            : service.simpleEnroll(again, request.build(signer), auth);
+        EnrollmentResponse given;
+        if (words.get("do").equals("serverkeygen"))
+        {
+            given = service.simpleEnrollWithServersideCreation(request.build(signer), auth);
+        }
+        else
+        {
+            given = link
+                ? service.simpleEnrollPoP(again, request, signer, auth)
+                : service.simpleEnroll(again, request.build(signer), auth);
+        }
         if (!given.isCompleted())
         {
             throw new IllegalStateException("to be asked again after " + given.getNotBefore());
+        }
+        if (words.get("do").equals("serverkeygen"))
+        {
+            byte[] generated = given.getPrivateKeyInfo().getEncoded();
+            write(words.get("name") + ".key", Set.of(new PemObject("PRIVATE KEY", generated)));
         }
         write(words.get("name") + ".pem", given.getStore().getMatches(null));
     }
