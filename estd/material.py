@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import wire
+from estd import csrattrs, wire
 from estd.config import Ca, Config
 from estd.crl import CrlFiles
 from estd.crl_plan import check_signs_crls
@@ -118,6 +118,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
                 if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow))) is not None
             ),
             profiles=config.profiles,
+            demands=csrattrs.demands(label, config.profiles) if label.enforce_csrattrs else None,
         )
         for label in config.labels.values()
     )
@@ -142,3 +143,9 @@ def cacerts_body(material: Material, label: Label) -> bytes:
     """The answer to cacerts: the issuing CA and what is above it, up to the root (R18)."""
     chain = material.cas[label.ca].chain
     return wire.cacerts((one.public_bytes(Encoding.DER) for one in chain), one_line=label.cacerts_one_line)
+
+
+def csrattrs_body(material: Material, label: Label) -> bytes | None:
+    """The answer to csrattrs, None where there is nothing to say (R36)."""
+    content = csrattrs.encode(label, material.config.profiles)
+    return None if content is None else wire.csrattrs(content, one_line=label.cacerts_one_line)

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests"),
-    ("labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http", "markup"),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "requests_page"),
-    ("identify", "ledger", "crl_file", "crl_list"),
+    ("errors", "der", "device_keys", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests"),
+    ("asked", "labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "sockets", "http", "markup"),
+    ("config", "names", "issuance", "logs", "client", "issuer_link", "keygen", "requests_page"),
+    ("csrattrs", "identify", "ledger", "enrolling", "crl_file", "crl_list"),
     ("policy", "ledger_link", "crl_keeper"),
     ("material", "command", "holding", "requests_desk"),
     ("batch", "edge", "ledger_process", "supervisor", "cli_requests"),
@@ -68,7 +68,10 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames", "crl_list")
+PURE = (
+    "asked", "csr", "csrattrs", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames",
+    "crl_list",
+)  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",
