@@ -15,7 +15,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, cli_crl, cli_requests, credentials
+from estd import __version__, cli_crl, cli_requests, cli_size, credentials
 from estd.command import READABLE, config_option, json_option, plainly, writer
 from estd.config import Config, load
 from estd.issuance import SERIAL_BYTES
@@ -30,6 +30,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.version_option(__version__, prog_name="estd")
 def main() -> None:
     """An EST server (RFC 7030) for large fleets of devices, signing on an HSM over PKCS#11."""
+
+
+main.add_command(cli_size.size_command)
 
 
 def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

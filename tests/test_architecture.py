@@ -14,9 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "device_keys", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests"),
-    ("asked", "labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "sockets", "http", "markup"),
-    ("config", "names", "issuance", "logs", "client", "issuer_link", "keygen", "requests_page"),
+    (
+        "errors", "der", "device_keys", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests",
+        "costs",
+    ),
+    (
+        "asked", "labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "sockets", "http", "markup",
+        "sizing",
+    ),
+    ("config", "names", "issuance", "logs", "client", "issuer_link", "keygen", "requests_page", "cli_size"),
     ("csrattrs", "identify", "ledger", "enrolling", "crl_file", "crl_list"),
     ("policy", "ledger_link", "crl_keeper"),
     ("material", "command", "holding", "requests_desk"),
@@ -25,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("admin", "checks", "instance"),
     ("serve", "child", "cli_crl"),
     ("cli",),
-)
+)  # fmt: skip
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
 
 HSM_LAYERS: tuple[tuple[str, ...], ...] = (("errors",), ("token",), ("session",), ("keys", "pool"))
@@ -70,7 +76,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 
 PURE = (
     "asked", "csr", "csrattrs", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames",
-    "crl_list",
+    "crl_list", "costs", "sizing",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
