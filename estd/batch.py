@@ -180,6 +180,8 @@ class BatchLine:
             user=request.user,
             rule=request.rule,
             binding=request.binding,
+            keygen=request.kind in (frames.MAY, frames.KEYGEN),
+            key_to_come=request.kind == frames.MAY,
         )
 
     def _held(self, items: Sequence[_Item]) -> Mapping[bytes, Row]:
@@ -209,6 +211,9 @@ class BatchLine:
         assert item.client is not None
         assert item.csr is not None
         item.authorised = policy.authorise(item.policy, item.evidence, item.client, item.csr)
+        if item.evidence.key_to_come:
+            item.answer = _issued(item, b"", b"")
+            return
         now_ms = int(now * 1000)
         key = item.authorised.repeat_key
         oldest_ms = now_ms - item.policy.label.repeat_seconds * 1000

@@ -132,9 +132,10 @@ def serve_command(file: Path) -> None:
 @click.option("--key-type", type=click.Choice(KEY_KINDS), default="ec-p256", show_default=True)
 @click.option("--renew", is_flag=True, help="simplereenroll: renew --cert, whose names are asked for again.")
 @click.option("--same-key", is_flag=True, help="With --renew: keep the key.")
-@click.option("--link", is_flag=True, help="Link proof of possession to the TLS connection (RFC 7030 §3.5).")
+@click.option("--link", is_flag=True, help="Link proof of possession to TLS even where csrattrs does not ask for it.")
 @click.option("--tls", type=click.Choice(["1.2", "1.3"]), help="Speak this TLS version only.")
 @click.option("--wait", help="Where the request waits for a person: keep asking for so long, such as 10m.")
+@click.option("--serverkeygen", is_flag=True, help="Have the server make the key, of the kind --key-type.")
 @click.option("--cacerts-only", is_flag=True, help="Fetch the CA's certificates and stop.")
 @click.option("--out", default="device", show_default=True, help="Writes OUT.key, OUT.pem and OUT.ca.pem.")
 @json_option

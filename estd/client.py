@@ -1,4 +1,4 @@
-"""A small, correct EST client (RFC 7030): cacerts, enroll, re-enroll. Tests, the demonstration and operators use it.
+"""A small, correct EST client (RFC 7030): cacerts, csrattrs, enroll, re-enroll; for operators, tests, demonstrations.
 
 The server is verified before a request is sent, against explicit trust anchors or, without any, the system's
 (RFC 7030 §3.6). Linked proof of possession works on both TLS versions.
@@ -7,6 +7,7 @@ The server is verified before a request is sent, against explicit trust anchors 
 from __future__ import annotations
 
 import base64
+import email
 import http.client
 import io
 import ipaddress
@@ -18,10 +19,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_private_key, pkcs7
 from cryptography.x509 import verification
 from OpenSSL import SSL
 
+from estd import asked
 from estd.errors import ClientError, Refused
 
 _TIMEOUT_SECONDS = 30.0
@@ -159,13 +163,18 @@ class EstClient:
         except (OSError, http.client.HTTPException, SSL.Error) as error:
             raise ClientError(f"the server did not answer {operation}: {error!r}") from error
 
-    def _certificates(self, response: http.client.HTTPResponse) -> list[x509.Certificate]:
+    def _body(self, response: http.client.HTTPResponse, media_type: str) -> bytes:
+        """The body of a 200 of that type."""
         body = response.read()
         if response.status != 200:
             sentence = response.headers.get("Estd-Error") or body.decode(errors="replace").strip() or response.reason
             raise Refused(response.status, sentence, response.headers.get("Retry-After"))
-        if response.headers.get_content_type() != "application/pkcs7-mime":
-            raise ClientError(f"the answer is {response.headers.get_content_type()}, not application/pkcs7-mime")
+        if response.headers.get_content_type() != media_type:
+            raise ClientError(f"the answer is {response.headers.get_content_type()}, not {media_type}")
+        return body
+
+    def _certificates(self, response: http.client.HTTPResponse) -> list[x509.Certificate]:
+        body = self._body(response, "application/pkcs7-mime")
         try:
             return pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
         except ValueError as error:
@@ -175,25 +184,59 @@ class EstClient:
         """The CA's certificates (RFC 7030 §4.1)."""
         return self._certificates(self.request("GET", "cacerts"))
 
+    def csrattrs(self) -> asked.Asked:
+        """What a request should have (§4.5); nothing where the server has nothing to say."""
+        response = self.request("GET", "csrattrs")
+        if response.status in (204, 404):
+            response.read()
+            return asked.NOTHING
+        body = self._body(response, "application/csrattrs")
+        try:
+            return asked.read(base64.b64decode(body))
+        except ValueError as error:
+            raise ClientError(f"the server's csrattrs cannot be read: {error}") from error
+
     def enroll(
         self, make_csr: Callable[[bytes | None], bytes], *, renew: bool = False, link: bool = False
     ) -> x509.Certificate:
         """A certificate for the request that `make_csr` makes (DER), given the linking value or None (§4.2)."""
         csr_der = make_csr(self.channel_binding() if link else None)
-        response = self.request(
-            "POST",
-            "simplereenroll" if renew else "simpleenroll",
-            base64.b64encode(csr_der) + b"\n",
-            Content_Type="application/pkcs10",
+        response = self._post("simplereenroll" if renew else "simpleenroll", csr_der)
+        return _own(self._certificates(response), x509.load_der_x509_csr(csr_der).public_key())
+
+    def serverkeygen(
+        self, make_csr: Callable[[bytes | None], bytes], *, link: bool = False
+    ) -> tuple[PrivateKeyTypes, x509.Certificate]:
+        """A key that the server made, of the kind of the request's own, and its certificate (§4.4)."""
+        response = self._post("serverkeygen", make_csr(self.channel_binding() if link else None))
+        body = self._body(response, "multipart/mixed")
+        kind = response.headers["Content-Type"].encode()
+        message = email.message_from_bytes(b"Content-Type: " + kind + b"\r\n\r\n" + body)
+        parts = [one for one in message.walk() if not one.is_multipart()]
+        if [one.get_content_type() for one in parts] != ["application/pkcs8", "application/pkcs7-mime"]:
+            raise ClientError("the answer is not a PKCS#8 key and a certificate")
+        private_key, certificates = (base64.b64decode(str(one.get_payload())) for one in parts)
+        try:
+            key = load_der_private_key(private_key, None)
+            found = pkcs7.load_der_pkcs7_certificates(certificates)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ClientError(f"the key or the certificate in the answer cannot be read: {error}") from error
+        return key, _own(found, key.public_key())
+
+    def _post(self, operation: str, csr_der: bytes) -> http.client.HTTPResponse:
+        return self.request(
+            "POST", operation, base64.b64encode(csr_der) + b"\n", Content_Type="application/pkcs10",
             Content_Transfer_Encoding="base64",
-        )
-        found = self._certificates(response)
-        if len(found) != 1:
-            raise ClientError(f"the answer holds {len(found)} certificates, not the issued one alone")
-        asked = x509.load_der_x509_csr(csr_der)
-        if found[0].public_key() != asked.public_key():
-            raise ClientError("the certificate in the answer is for another key")
-        return found[0]
+        )  # fmt: skip
+
+
+def _own(found: Sequence[x509.Certificate], key: object) -> x509.Certificate:
+    """The one certificate of an answer, which must be for `key`."""
+    if len(found) != 1:
+        raise ClientError(f"the answer holds {len(found)} certificates, not the issued one alone")
+    if found[0].public_key() != key:
+        raise ClientError("the certificate in the answer is for another key")
+    return found[0]
 
 
 def _is_ip(host: str) -> bool:

@@ -135,6 +135,16 @@ def _cross_check(config: Config) -> list[str]:
         where = f"label.{label.name}"
         if label.ca not in config.cas:
             problems.append(f"{where}.ca: there is no [ca.{label.ca}]")
+        if label.csrattrs_profile is not None and label.csrattrs_profile not in config.profiles:
+            problems.append(f"{where}.csrattrs_profile: there is no [profile.{label.csrattrs_profile}]")
+        named = [config.profiles[rule.profile] for rule in label.allow if rule.profile in config.profiles]
+        if label.serverkeygen and not any(profile.keys & {*label.serverkeygen} for profile in named):
+            problems.append(f"{where}.serverkeygen: no profile of the label's rules takes a key of these kinds")
+        if label.serverkeygen and label.approval.held != "off":
+            problems.append(
+                f"{where}.serverkeygen: cannot be had with approval, for each poll would bring a new key that waits "
+                "anew: give it a label of its own"
+            )
         for index, allow in enumerate(label.allow):
             if allow.profile is not None and allow.profile not in config.profiles:
                 problems.append(f"{where}.allow[{index}].profile: there is no [profile.{allow.profile}]")

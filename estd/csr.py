@@ -92,6 +92,15 @@ def _subject_public_key_info(tbs: bytes) -> bytes:
     return tbs[spki : der.element_end(tbs, spki)]
 
 
+def with_key(csr_der: bytes, spki_der: bytes) -> bytes:
+    """The CertificationRequestInfo of a request that was loaded, with another SubjectPublicKeyInfo."""
+    start = der.content_start(csr_der, 0)
+    version = der.content_start(csr_der, start)
+    key = der.element_end(csr_der, der.element_end(csr_der, version))
+    after = der.element_end(csr_der, key)
+    return der.tlv(der.SEQUENCE, csr_der[version:key] + spki_der + csr_der[after : der.element_end(csr_der, start)])
+
+
 def _checked_key_bits(spki_der: bytes, kind: str) -> bytes:
     """The content of subjectPublicKey. A 400 where the key is encoded otherwise than its certificate may say it."""
     algorithm = der.content_start(spki_der, 0)
@@ -133,7 +142,8 @@ def key_kind(public_key: object) -> str:
     raise BadRequest(Reason.BAD_KEY, "The request's key is none of EC P-256, P-384, P-521, Ed25519, RSA and ML-DSA.")
 
 
-def _load(csr_der: bytes) -> x509.CertificateSigningRequest:
+def load(csr_der: bytes) -> x509.CertificateSigningRequest:
+    """The request, nothing of it verified. A 400 where the octets are not the DER of one."""
     try:
         return x509.load_der_x509_csr(csr_der)
     except UNREADABLE:
@@ -152,7 +162,7 @@ def _public_key(request: x509.CertificateSigningRequest) -> object:
 def check(csr_der: bytes) -> None:
     """A 400 where the octets are not the DER of one request, its key is weak, unknown or no point of its curve, or its
     signature is not by that key."""
-    request = _load(csr_der)
+    request = load(csr_der)
     public_key = _public_key(request)
     _checked_key_bits(_subject_public_key_info(request.tbs_certrequest_bytes), key_kind(public_key))
     _prove_possession(request, public_key)
@@ -160,7 +170,7 @@ def check(csr_der: bytes) -> None:
 
 def parse(csr_der: bytes) -> CertificationRequest:
     """What a request says whose possession of the key `check` has proved. A 400 where its names cannot be read."""
-    request = _load(csr_der)
+    request = load(csr_der)
     spki_der = _subject_public_key_info(request.tbs_certrequest_bytes)
     algorithm = der.content_start(spki_der, 0)
     told = _BY_ALGORITHM.get(spki_der[algorithm : der.element_end(spki_der, algorithm)])

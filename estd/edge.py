@@ -11,16 +11,16 @@ import itertools
 import signal
 import socket
 import time
-from collections.abc import Callable
 
 import uvloop
 from aiohttp import http_parser, web
 from OpenSSL import SSL
 
-from estd import csr, frames, metrics, tls, wire
+from estd import csr, frames, keygen, metrics, tls, wire
 from estd.config import Config
 from estd.credentials import Credentials, read_header
 from estd.crl_file import CrlBody
+from estd.doors import Doors
 from estd.errors import (
     BY_STATUS,
     EXIT_FATAL,
@@ -36,11 +36,11 @@ from estd.errors import (
     UnsupportedMediaType,
 )
 from estd.frames import Request
-from estd.http import Answer, HttpServer, answer, head, respond
+from estd.http import Answer, HttpServer, answer, head, nothing, respond
 from estd.issuer_link import IssuerLink
 from estd.labels import OPERATIONS, Label
 from estd.logs import Log
-from estd.material import Material, cacerts_body, load
+from estd.material import Material, cacerts_body, csrattrs_body, load
 from estd.starting import Turn, issuer_socket
 
 _GIVE_BACK_SECONDS = 10.0
@@ -48,8 +48,10 @@ _HERD = 100
 """Connections; each had about 60 KB while it was open."""
 _ROOT = "/.well-known/est/"
 _ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
-_SERVED = ("cacerts", *_ENROLMENTS)
+_TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
+"""What is the same for everybody, and its media type."""
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
+_GENERATED = head(wire.KEY_AND_CERTIFICATE_TYPE, "Cache-Control: no-store")
 
 
 class _Seen:
@@ -71,7 +73,13 @@ class _Served:
     def __init__(self, number: int, label: Label, material: Material) -> None:
         self.number = number
         self.label = label
-        self.cacerts = cacerts_body(material, label)
+        self.told = {"cacerts": cacerts_body(material, label), "csrattrs": csrattrs_body(material, label)}
+        self.operations = ["cacerts", *_ENROLMENTS]
+        if label.csrattrs != "off":
+            self.operations.append("csrattrs")
+        self.generated = keygen.kinds(label, material.config.profiles)
+        if self.generated:
+            self.operations.append("serverkeygen")
         self.crl: CrlBody | None = None
         self.basic = [
             (index, Credentials(rule.credentials))
@@ -90,13 +98,14 @@ class Edge:
         self._log = log
         self._numbers = itertools.count(1)
         self._draining = False
+        self._keys = keygen.KeyService(keygen.SoftwareKeys())
         served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
         self._routes: dict[str, tuple[_Served, str]] = {}
         for one in served:
-            for operation in _SERVED:
+            for operation in one.operations:
                 self._routes[f"{_ROOT}{one.label.name}/{operation}"] = (one, operation)
-        for operation in _SERVED:
+        for operation in default.operations:
             self._routes[_ROOT + operation] = (default, operation)
         bodies = {
             name: CrlBody(ca.crl.file, material.cas[name]) for name, ca in config.cas.items() if ca.crl.on
@@ -160,17 +169,18 @@ class Edge:
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
-        if operation == "cacerts":
+        if operation in _TOLD:
             if request.method not in ("GET", "HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
-            return answer(served.cacerts, wire.CERTS_ONLY_TYPE)
+            body = served.told[operation]
+            return nothing() if body is None else answer(body, _TOLD[operation])
         if operation == "crls" and served.crl is not None:
             if request.method not in ("GET", "HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
             return answer(served.crl.get(), wire.CRLS_ONLY_TYPE)
         if request.method != "POST":
             raise MethodNotAllowed("POST")
-        return await self._enroll(request, served, _ENROLMENTS[operation], seen)
+        return await self._enroll(request, served, operation, seen)
 
     def _not_found(self, path: str) -> NotFound:
         label, _, operation = path.removeprefix(_ROOT).rpartition("/")
@@ -187,8 +197,11 @@ class Edge:
             return NotFound(Reason.UNKNOWN_OPERATION, f"The operation {operation} is not offered here.")
         return NotFound(Reason.UNKNOWN_OPERATION, "There is no such operation; try cacerts or simpleenroll.")
 
-    async def _enroll(self, request: web.BaseRequest, served: _Served, kind: int, seen: _Seen) -> web.StreamResponse:
-        """simpleenroll and simplereenroll (RFC 7030 §4.2): evidence and CSR to an issuer, its answer to the client."""
+    async def _enroll(
+        self, request: web.BaseRequest, served: _Served, operation: str, seen: _Seen
+    ) -> web.StreamResponse:
+        """simpleenroll and simplereenroll (RFC 7030 §4.2) and serverkeygen (§4.4): evidence and CSR to an issuer, its
+        answer to the client."""
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
@@ -205,27 +218,35 @@ class Edge:
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
         binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
-        link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(sent.csr_der) % len(self._links)]
-        given = await link.ask(
-            Request(
-                id=0,
-                kind=kind,
-                label=served.number,
-                deadline=time.monotonic() + self._config.server.deadline_seconds,
-                user=user,
-                rule=rule,
-                binding=binding,
-                chain=chain,
-                csr_der=sent.csr_der,
-                peer=(request.remote or "") if label.approval.held != "off" else "",
+
+        async def ask(kind: int, csr_der: bytes) -> frames.Answer:
+            link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(csr_der) % len(self._links)]
+            given = await link.ask(
+                Request(
+                    id=0,
+                    kind=kind,
+                    label=served.number,
+                    deadline=time.monotonic() + self._config.server.deadline_seconds,
+                    user=user,
+                    rule=rule,
+                    binding=binding,
+                    chain=chain,
+                    csr_der=csr_der,
+                    peer=(request.remote or "") if label.approval.held != "off" else "",
+                )
             )
-        )
-        seen.identity = given.identity or seen.identity
-        if given.status != 200:
-            raise BY_STATUS[given.status](
-                REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None
-            )
-        seen.serial = given.serial.hex()
+            seen.identity = given.identity or seen.identity
+            if given.status != 200:
+                raise BY_STATUS[given.status](
+                    REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None
+                )
+            seen.serial = given.serial.hex()
+            return given
+
+        if operation == "serverkeygen":
+            given, private_key = await self._keys.serve(sent.csr_der, served.generated, ask)
+            return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
+        given = await ask(_ENROLMENTS[operation], sent.csr_der)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
     async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:
@@ -268,25 +289,6 @@ class Edge:
 
     def drain(self) -> None:
         self._draining = True
-
-
-class _Doors:
-    """The listening socket of one edge. Closed to pause: the supervisor holds the socket too, so that the kernel's
-    queue keeps who arrives meanwhile."""
-
-    def __init__(self, listener: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
-        self._listener = listener
-        self._factory = factory
-        self._server: asyncio.Server | None = None
-
-    async def open(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._factory, sock=self._listener.dup(), backlog=4096)
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
 
 
 async def serve(
@@ -347,7 +349,7 @@ async def serve(
 
     give_back()
     reopening: list[asyncio.Task[None]] = []
-    doors = _Doors(listener, begin)
+    doors = Doors(listener, begin)
     async with asyncio.TaskGroup() as connecting:
         for link in links:
             connecting.create_task(link.connect())

@@ -13,7 +13,8 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -22,18 +23,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
+from estd import device_keys
 from estd.client import Access, EstClient, pem_of
 from estd.errors import ClientError, Refused
 from estd.toml_table import duration
 
 _ASK_AGAIN_SECONDS = 60
 _TLS = {None: None, "1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
-
-MlDsaKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
-Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey | MlDsaKey
-_ML_DSA: dict[str, type[MlDsaKey]] = {
-    "ml-dsa-44": mldsa.MLDSA44PrivateKey, "ml-dsa-65": mldsa.MLDSA65PrivateKey, "ml-dsa-87": mldsa.MLDSA87PrivateKey
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,22 +53,12 @@ class Options:
     tls: str | None
     wait: str | None
     cacerts_only: bool
+    serverkeygen: bool
     out: str
 
 
-def generate_key(kind: str) -> Key:
-    """A new key of one of labels.KEY_KINDS."""
-    if kind == "ed25519":
-        return ed25519.Ed25519PrivateKey.generate()
-    if kind in _ML_DSA:
-        return _ML_DSA[kind].generate()
-    if kind.startswith("rsa-"):
-        return rsa.generate_private_key(65537, int(kind[4:]))
-    return ec.generate_private_key({"256": ec.SECP256R1(), "384": ec.SECP384R1(), "521": ec.SECP521R1()}[kind[4:]])
-
-
 def make_csr(
-    key: Key, subject: x509.Name, san: x509.SubjectAlternativeName | None, challenge_password: bytes | None
+    key: device_keys.Key, subject: x509.Name, san: x509.SubjectAlternativeName | None, challenge_password: bytes | None
 ) -> bytes:
     """A PKCS#10 request, DER."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
@@ -86,6 +72,8 @@ def make_csr(
 
 def enroll(options: Options) -> dict[str, Any]:
     """Enroll as the options say; returns what was written and got. Raises ClientError, OSError or ValueError."""
+    if options.serverkeygen and options.renew:
+        raise ClientError("--serverkeygen asks for a new key and certificate; it renews nothing: leave --renew out")
     user, password = None, None
     if options.credential is not None:
         user, _, password = options.credential.read_text(encoding="utf-8").strip().partition(":")
@@ -102,9 +90,18 @@ def enroll(options: Options) -> dict[str, Any]:
         if options.cacerts_only:
             return done
         key, subject, san = _wanted(options)
-        certificate = _ask(client, access, options, lambda binding: make_csr(key, subject, san, binding))
+        done["linked"] = options.link or _must_link(client)
+
+        def request(binding: bytes | None) -> bytes:
+            return make_csr(key, subject, san, binding)
+
+        certified: PrivateKeyTypes = key
+        if options.serverkeygen:
+            certified, certificate = client.serverkeygen(request, link=done["linked"])
+        else:
+            certificate = _ask(client, access, options, request, link=done["linked"])
     if not (options.renew and options.same_key):
-        _write_key(Path(f"{options.out}.key"), key)
+        _write_key(Path(f"{options.out}.key"), certified)
         done["key"] = f"{options.out}.key"
     Path(f"{options.out}.pem").write_bytes(pem_of([certificate]))
     return {
@@ -117,13 +114,13 @@ def enroll(options: Options) -> dict[str, Any]:
 
 
 def _ask(
-    client: EstClient, access: Access, options: Options, make: Callable[[bytes | None], bytes]
+    client: EstClient, access: Access, options: Options, make: Callable[[bytes | None], bytes], *, link: bool
 ) -> x509.Certificate:
     """The certificate, asked for until `options.wait` is over where a person must approve it first: with the same key
     and names each time, on a connection and in a request of its own (RFC 7030 §4.2.3)."""
     until = time.monotonic() + (duration(options.wait) if options.wait else 0)
     try:
-        return client.enroll(make, renew=options.renew, link=options.link)
+        return client.enroll(make, renew=options.renew, link=link)
     except Refused as refusal:
         waits = refusal
     while True:
@@ -135,23 +132,31 @@ def _ask(
         time.sleep(pause)
         try:
             with EstClient(access) as again:
-                return again.enroll(make, renew=options.renew, link=options.link)
+                return again.enroll(make, renew=options.renew, link=link)
         except Refused as refusal:
             waits = refusal
 
 
-def _wanted(options: Options) -> tuple[Key, x509.Name, x509.SubjectAlternativeName | None]:
+def _must_link(client: EstClient) -> bool:
+    """Whether the server's csrattrs demands linking. A server that does not tell may still refuse the request."""
+    try:
+        return client.csrattrs().linked
+    except Refused:
+        return False
+
+
+def _wanted(options: Options) -> tuple[device_keys.Key, x509.Name, x509.SubjectAlternativeName | None]:
     """Key and names to ask for; a renewal asks for those of its certificate again."""
     if not options.renew:
         names: list[x509.GeneralName] = [x509.DNSName(one) for one in options.dns]
         names += [x509.IPAddress(ipaddress.ip_address(one)) for one in options.ip]
         names += [x509.UniformResourceIdentifier(one) for one in options.uri]
         san = x509.SubjectAlternativeName(names) if names else None
-        return generate_key(options.key_type), x509.Name.from_rfc4514_string(options.subject), san
+        return device_keys.generate(options.key_type), x509.Name.from_rfc4514_string(options.subject), san
     if options.cert is None:
         raise ClientError("--renew needs the certificate to renew: --cert")
     current = x509.load_pem_x509_certificate(options.cert.read_bytes())
-    key: Any = generate_key(options.key_type)
+    key: Any = device_keys.generate(options.key_type)
     if options.same_key:
         key = load_pem_private_key((options.key or options.cert).read_bytes(), None)
     try:
@@ -166,7 +171,7 @@ def _hex(serial: int) -> str:
     return serial.to_bytes((serial.bit_length() + 7) // 8, "big").hex()
 
 
-def _write_key(path: Path, key: Key) -> None:
+def _write_key(path: Path, key: PrivateKeyTypes) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

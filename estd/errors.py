@@ -3,7 +3,7 @@
     EstError                  status   reasons
     ├─ Waiting                202      waiting: no refusal, but an answer that is not a certificate yet
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
-    │                                linking bad_http
+    │                                linking bad_http csrattrs decrypt_key
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
     ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused denied
     ├─ NotFound               404      unknown_label unknown_operation
@@ -60,6 +60,8 @@ class Reason(StrEnum):
     LEDGER_AWAY = "ledger_away"
     DEADLINE = "deadline"
     INTERNAL = "internal"
+    CSRATTRS = "csrattrs"
+    DECRYPT_KEY = "decrypt_key"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)

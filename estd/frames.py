@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ENROLL, RENEW, CANCEL = 1, 2, 3
+MAY, KEYGEN = 16, 17
+"""serverkeygen: whether the client may have such a certificate, with a key that stands for the one to come; and the
+request with the key that the edge made."""
 
 _REQUEST = struct.Struct("<IQBBHhdHBBI")
 _ANSWER = struct.Struct("<IQHBHHB")

@@ -61,6 +61,11 @@ def answer(body: bytes, content_type: str) -> web.Response:
     )
 
 
+def nothing() -> web.Response:
+    """A 204."""
+    return web.Response(status=204, headers={"Server": _SERVER})
+
+
 class Answer(web.StreamResponse):
     """A 200 to a POST: what `answer` makes, but with a head made once. aiohttp's, from a dictionary of headers, is a
     seventh of what an edge does for an enrolment."""
@@ -84,12 +89,9 @@ class Answer(web.StreamResponse):
         await self._writer.write_eof(b"%b%d\r\nDate: %b%b%b" % (self._head, len(self._sent), date, end, self._sent))
 
 
-def head(content_type: str) -> bytes:
+def head(content_type: str, more: str = "Content-Transfer-Encoding: base64") -> bytes:
     """The head of an `Answer` up to the value of its Content-Length."""
-    lines = (
-        "HTTP/1.1 200 OK", f"Server: {_SERVER}", f"Content-Type: {content_type}", "Content-Transfer-Encoding: base64",
-        "Content-Length: ",
-    )  # fmt: skip
+    lines = ("HTTP/1.1 200 OK", f"Server: {_SERVER}", f"Content-Type: {content_type}", more, "Content-Length: ")
     return "\r\n".join(lines).encode()
 
 

@@ -59,6 +59,10 @@ keys = [
   "ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096", "ml-dsa-44", "ml-dsa-65", "ml-dsa-87",
 ]
 """
+_DEMO_SWITCHES = """csrattrs = "both"                   # what the factory's profile wants, in either form
+csrattrs_profile = "factory"
+serverkeygen = true
+"""
 _DEMO_RULES = """
 [[label.default.allow]]
 who = "certificate"
@@ -158,6 +162,7 @@ def init(plan: Plan) -> None:
             listen=plan.listen,
             admin=plan.admin,
             profiles=_DEMO_PROFILES if plan.demo else _BARE_PROFILES,
+            switches=_DEMO_SWITCHES if plan.demo else "",
             rules=_DEMO_RULES.replace("$admin", plan.admin) if plan.demo else _BARE_RULES,
             **settings,
         )

@@ -137,7 +137,7 @@ class Issuer:
             der.tlv(der.SEQUENCE, one)
             for one in (
                 extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
-                extension(_key_usage(profile.key_usage), critical=True),
+                extension(key_usage(profile.key_usage), critical=True),
                 *(
                     (extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(o) for o in profile.extended_key_usage])),)
                     if profile.extended_key_usage
@@ -212,7 +212,8 @@ def _distribution_point(url: str) -> x509.CRLDistributionPoints:
     return x509.CRLDistributionPoints([point])
 
 
-def _key_usage(words: Sequence[str]) -> x509.KeyUsage:
+def key_usage(words: Sequence[str]) -> x509.KeyUsage:
+    """The extension with these bits (labels.KEY_USAGES)."""
     names = (
         "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
         "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from estd.device_keys import GENERATED_KINDS
 from estd.toml_table import Table, string
 
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs", "crls")
@@ -103,6 +104,12 @@ class Label:
     body_bytes: int
     repeat_seconds: int
     approval: Approval = NO_APPROVAL
+    csrattrs: Literal["off", "legacy", "template", "both"] = "legacy"
+    csrattrs_profile: str | None = None
+    """Whose wishes csrattrs tells; without, what all the profiles of the label's rules want alike."""
+    enforce_csrattrs: bool = False
+    serverkeygen: tuple[str, ...] = ()
+    """Kinds of key that the server makes for clients, the first where a request names none of them; empty: none."""
 
 
 def _oid(text: str) -> str:
@@ -197,6 +204,14 @@ def _approval(table: Table) -> Approval:
     return approval
 
 
+def _generated(value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return GENERATED_KINDS if value else ()
+    if not isinstance(value, list) or not value or any(one not in GENERATED_KINDS for one in value):
+        raise ValueError
+    return tuple(value)
+
+
 def read_label(name: str, table: Table) -> Label:
     """The table [label.NAME]; what is wrong with it goes into the table's problems."""
     rules = table.left.pop("allow", [])
@@ -217,7 +232,15 @@ def read_label(name: str, table: Table) -> Label:
         body_bytes=table.size("body_limit", "64KiB", "1MiB"),
         repeat_seconds=table.seconds("repeat_window", "10m", "3h"),
         approval=_approval(table),
+        csrattrs=table.choice("csrattrs", "legacy", ("off", "legacy", "template", "both")),
+        csrattrs_profile=table.string("csrattrs_profile") if "csrattrs_profile" in table.left else None,
+        enforce_csrattrs=table.flag("enforce_csrattrs", False),
+        serverkeygen=table.take(
+            "serverkeygen", _generated, (), "true, false or a list of " + ", ".join(GENERATED_KINDS)
+        ),
     )
+    if label.enforce_csrattrs and label.csrattrs == "off":
+        table.wrong("enforce_csrattrs", 'has nothing to enforce: set csrattrs to "legacy", "template" or "both"')
     table.done()
     if name in OPERATIONS:
         table.problems.append(f"label.{name}: a label cannot have the name of an operation (RFC 7030 §3.2.2)")

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import transition, wire
+from estd import csrattrs, transition, wire
 from estd.config import Ca, Config
 from estd.crl import CrlFiles
 from estd.crl_plan import check_signs_crls
@@ -129,6 +129,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
                 if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow))) is not None
             ),
             profiles=config.profiles,
+            demands=csrattrs.demands(label, config.profiles) if label.enforce_csrattrs else None,
         )
         for label in config.labels.values()
     )
@@ -154,3 +155,9 @@ def cacerts_body(material: Material, label: Label) -> bytes:
     root and what joins the two (R19)."""
     chain = material.cas[label.ca].chain
     return wire.cacerts((one.public_bytes(Encoding.DER) for one in chain), one_line=label.cacerts_one_line)
+
+
+def csrattrs_body(material: Material, label: Label) -> bytes | None:
+    """The answer to csrattrs, None where there is nothing to say (R36)."""
+    content = csrattrs.encode(label, material.config.profiles)
+    return None if content is None else wire.csrattrs(content, one_line=label.cacerts_one_line)

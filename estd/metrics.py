@@ -18,8 +18,8 @@ from estd.errors import REASONS
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0)
-OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "crls", "other")
-STATUSES = ("200", "202", "400", "401", "403", "404", "405", "413", "415", "429", "500", "503")
+OPERATIONS = ("cacerts", "csrattrs", "simpleenroll", "simplereenroll", "serverkeygen", "crls", "other")
+STATUSES = ("200", "202", "204", "400", "401", "403", "404", "405", "413", "415", "429", "500", "503")
 DECIDED = ("approved", "denied")
 STAGES = ("validate", "identify", "parse", "authorise", "prepare", "sign", "commit")
 

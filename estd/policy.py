@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 
-from estd import names
+from estd import csrattrs, names
 from estd.crl import CrlFiles
 from estd.csr import CertificationRequest
-from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
+from estd.errors import BadRequest, EstError, Forbidden, NotFound, Reason, Unauthenticated
 from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
 
@@ -48,6 +48,10 @@ class Evidence(NamedTuple):
     """Which of the label's rules that credential belongs to."""
     binding: bytes
     """The TLS channel's binding value (tls-unique or tls-exporter), empty where the edge saw no need for it."""
+    keygen: bool = False
+    """The edge makes the key (serverkeygen)."""
+    key_to_come: bool = False
+    """It has not made it yet: the request's key stands for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,8 @@ class LabelPolicy:
     label: Label
     rules: tuple[Rule, ...]
     profiles: Mapping[str, Profile]
+    demands: csrattrs.Demands | None = None
+    """What csrattrs asks for, where a request that is otherwise is refused."""
 
 
 class Authorised(NamedTuple):
@@ -187,7 +193,11 @@ def _by_anchors(
 def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: CertificationRequest) -> Authorised:
     """What `client` gets for `request`. A 403 for names or a renewal that it may not have, a 400 for the wrong linking
     or a key that the profile does not take."""
+    if evidence.keygen and not policy.label.serverkeygen:
+        raise NotFound(Reason.UNKNOWN_OPERATION, "The operation serverkeygen is not offered here.")
     _check_linking(policy.label, evidence, request)
+    if policy.demands is not None:
+        csrattrs.check(policy.demands, request, key=not evidence.key_to_come)
     profile = policy.profiles[client.profile]
     certificate = evidence.certificate
     asked = names.of_extensions(request.subject, request.extensions)
@@ -207,7 +217,7 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
         granted = renewed.names
     else:
         granted = names.grant(asked, client.names, profile)
-    if request.key_kind not in profile.keys:
+    if request.key_kind not in profile.keys and not evidence.key_to_come:
         raise BadRequest(
             Reason.KEY_REFUSED,
             f"The profile takes keys of {', '.join(sorted(profile.keys))}; this one is {request.key_kind}.",

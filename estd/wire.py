@@ -16,6 +16,10 @@ from estd.errors import BadRequest, Reason, UnsupportedMediaType
 
 CERTS_ONLY_TYPE = "application/pkcs7-mime; smime-type=certs-only"
 CRLS_ONLY_TYPE = "application/pkcs7-mime; smime-type=crls-only"
+CSRATTRS_TYPE = "application/csrattrs"
+_BOUNDARY = "estd-key-and-certificate"
+"""No base64 has a hyphen, so it is in no part."""
+KEY_AND_CERTIFICATE_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
 PKCS10_TYPES = frozenset({"application/pkcs10", "application/x-pkcs10"})
 PEM_TYPES = frozenset({"application/x-pem-file", "application/pem-certificate-request"})
 
@@ -84,6 +88,18 @@ def certs_only(certificates: Iterable[bytes]) -> bytes:
     return der.tlv(der.SEQUENCE, _SIGNED_DATA + der.tlv(der.EXPLICIT_0, der.tlv(der.SEQUENCE, signed)))
 
 
+def key_and_certificate(private_key: bytes, certificate_der: bytes) -> bytes:
+    """The body of serverkeygen's answer (RFC 7030 §4.4.2): PKCS#8, DER, then what an enrolment answers; MIME's lines
+    end with CR LF and have 76 characters at most."""
+    parts = (("application/pkcs8", private_key), (CERTS_ONLY_TYPE, certs_only((certificate_der,))))
+    body = b"".join(
+        f"--{_BOUNDARY}\r\nContent-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode()
+        + _wrap(binascii.b2a_base64(content, newline=False)).replace(b"\n", b"\r\n")
+        for kind, content in parts
+    )
+    return body + f"--{_BOUNDARY}--\r\n".encode()
+
+
 def _wrap(line: bytes) -> bytes:
     return b"".join(line[at : at + WRAP] + b"\n" for at in range(0, len(line), WRAP))
 
@@ -100,7 +116,16 @@ def enrolled(certificate_der: bytes, *, wrapped: bool) -> bytes:
 
 def cacerts(certificates: Iterable[bytes], *, one_line: bool) -> bytes:
     """The body of cacerts: there is no request to mirror, so a long one is wrapped unless the label says otherwise."""
-    line = binascii.b2a_base64(certs_only(certificates))
+    return _unasked(certs_only(certificates), one_line)
+
+
+def csrattrs(csr_attrs: bytes, *, one_line: bool) -> bytes:
+    """The body of csrattrs, in the form of cacerts."""
+    return _unasked(csr_attrs, one_line)
+
+
+def _unasked(content: bytes, one_line: bool) -> bytes:
+    line = binascii.b2a_base64(content)
     return line if one_line or len(line) - 1 <= LINE_MAX else _wrap(line[:-1])
 
 

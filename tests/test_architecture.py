@@ -15,15 +15,18 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "errors", "der", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests", "durable",
-        "rollover_toml", "starting", "costs",
+        "errors", "der", "device_keys", "doors", "frames", "ledger_crls", "repeats", "tls", "toml_table",
+        "ledger_requests", "durable", "rollover_toml", "starting", "costs",
     ),
     (
-        "labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http", "markup",
+        "asked", "labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "sockets", "http", "markup",
         "reload_report", "transition", "sizing",
     ),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "requests_page", "cli_reload", "cli_size"),
-    ("identify", "ledger", "crl_file", "crl_list", "generation"),
+    (
+        "config", "names", "issuance", "logs", "client", "issuer_link", "keygen", "requests_page", "cli_reload",
+        "cli_size",
+    ),
+    ("csrattrs", "identify", "ledger", "enrolling", "crl_file", "crl_list", "generation"),
     ("policy", "ledger_link", "crl_keeper"),
     ("material", "command", "holding", "requests_desk"),
     ("batch", "edge", "ledger_process", "supervisor", "cli_requests", "rollover"),
@@ -76,8 +79,8 @@ OUTSIDE: dict[str, dict[str, str]] = {
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
 PURE = (
-    "csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames", "crl_list", "costs",
-    "sizing",
+    "asked", "csr", "csrattrs", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames",
+    "crl_list", "costs", "sizing",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",

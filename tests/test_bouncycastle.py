@@ -80,14 +80,21 @@ def outcomes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "cacerts-TLSv1.2": {"do": "cacerts", "tls": "TLSv1.2"},
         "cacerts-TLSv1.3": {"do": "cacerts", "tls": "TLSv1.3"},
         "cacerts-label": {"do": "cacerts", "label": "sites"},
+        "csrattrs-asking": {"do": "csrattrs", "label": "asking", "tls": "TLSv1.3"},
+        "csrattrs-enforced": {"do": "csrattrs", "label": "enforced", "tls": "TLSv1.2"},
+        "csrattrs-closed": {"do": "csrattrs", "label": "closed"},
+        "csrattrs-silent": {"do": "csrattrs", "label": "silent"},
         "nobody": first,
         "wrong": {**first, "user": "factory", "password": "wrong"},
+        "generated-rsa": {**first, **factory, "do": "serverkeygen", "label": "keys", "key-type": "rsa-2048"},
+        "generated-nowhere": {**first, **device, "do": "serverkeygen", "label": "strict"},
         "big": {**first, **factory, "key-type": "rsa-4096"},
     }
     for tls in ("TLSv1.2", "TLSv1.3"):
         scenarios |= {
             f"device-{tls}": {**first, **device, "tls": tls},
             f"factory-{tls}": {**first, **factory, "tls": tls},
+            f"generated-{tls}": {**first, **factory, "do": "serverkeygen", "label": "keys", "tls": tls},
             f"again-{tls}": {
                 **first, "do": "reenroll", "tls": tls,
                 "cert": str(folder / f"factory-{tls}.pem"), "key": str(folder / f"factory-{tls}.key"),
@@ -105,6 +112,8 @@ def linked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     scenarios = {
         "device": {**asked, **device, "link": "tls-unique"},
         "demanded": {**asked, **factory, "link": "tls-unique", "label": "trimmed"},
+        "told": {**asked, **factory, "link": "tls-unique", "label": "trimmed", "csrattrs": "first"},
+        "untold": {**asked, **factory, "link": "another", "csrattrs": "first"},
         "absent": {**asked, **factory, "label": "trimmed"},
         "other": {**asked, **device, "link": "tls-server-end-point"},
     }
@@ -170,6 +179,48 @@ def test_bouncycastle_takes_a_long_answer(outcomes: dict[str, Outcome]) -> None:
 def test_R20_bouncycastle_is_told_401(outcomes: dict[str, Outcome], stem: str) -> None:
     """R20: nobody, and a wrong password, are told 401 in a form that BouncyCastle can read."""
     assert outcomes[stem].result == "status 401", outcomes[stem].why
+
+
+@pytest.mark.parametrize(
+    ("stem", "named"),
+    [
+        ("csrattrs-asking", {"1.2.840.113549.1.9.7", "1.2.840.10045.2.1", "1.2.840.113549.1.9.16.2.61"}),
+        ("csrattrs-enforced", {"1.2.840.10045.2.1", "1.2.840.113549.1.9.14", "1.2.840.10045.4.3.3"}),
+        ("csrattrs-closed", set()),
+    ],
+)
+def test_R35_R36_R43_bouncycastle_reads_csrattrs(outcomes: dict[str, Outcome], stem: str, named: set[str]) -> None:
+    """R35, R36, R43: the list, both forms, and nothing to say, without a credential."""
+    outcome = outcomes[stem]
+    assert outcome.result == "ok", outcome.why
+    told = (outcome.folder / f"{stem}.txt").read_text().strip("[]").split(", ")
+    assert named <= set(told)
+    assert bool(named) == (told != [""])
+
+
+def test_R3_bouncycastle_is_told_404(outcomes: dict[str, Outcome]) -> None:
+    """R3: a label that has csrattrs switched off is a 404 to it, whose body it does not read."""
+    assert outcomes["csrattrs-silent"].result == "status 404", outcomes["csrattrs-silent"].why
+
+
+@pytest.mark.parametrize("stem", ["told", "untold"])
+def test_R37_bouncycastle_links_where_csrattrs_asks(linked: dict[str, Outcome], stem: str) -> None:
+    """R13, R37: it asks for csrattrs, and links where challengePassword is named; elsewhere it does not, or the binding
+    of another kind that the scenario names would be a 400."""
+    assert linked[stem].certificate
+
+
+@pytest.mark.parametrize("stem", ["generated-TLSv1.2", "generated-TLSv1.3", "generated-rsa"])
+def test_R29_R33_bouncycastle_is_given_a_key(outcomes: dict[str, Outcome], stem: str) -> None:
+    """R29, R33: the key in the answer, which is not the one that it had made, is its certificate's."""
+    certificate = outcomes[stem].certificate
+    kind = judge.openssl("x509", "-in", certificate, "-noout", "-text").decode()
+    assert ("2048 bit" if stem == "generated-rsa" else "P-256") in kind
+
+
+def test_R34_bouncycastle_is_given_no_key_where_it_is_switched_off(outcomes: dict[str, Outcome]) -> None:
+    """R34: off unless the label switches it on: 404."""
+    assert outcomes["generated-nowhere"].result == "status 404", outcomes["generated-nowhere"].why
 
 
 @pytest.mark.parametrize("stem", ["device", "demanded"])

@@ -404,9 +404,12 @@ def test_a_device_enrolls_and_renews(server: Server, folder: Path) -> None:
 
 @pytest.mark.parametrize("tls", ["1.2", "1.3"])
 def test_enroll_links_the_request_to_its_connection(server: Server, folder: Path, tls: str) -> None:
-    """--link is taken by a label that demands it, on both TLS versions; without, that label refuses."""
-    enrolled(server, folder, "--subject", "CN=device-1", "--label", "trimmed", "--tls", tls, "--link")
-    refused = enrolled(server, folder, "--subject", "CN=device-1", "--label", "trimmed", "--tls", tls, status=1)
+    """R37: a label that demands linking and says so gets it unasked, on both TLS versions; one that is silent about it
+    gets it by --link, and refuses without."""
+    asked = ("--subject", "CN=device-1", "--tls", tls, "--key-type", "ec-p384")
+    for options, linked in ((("trimmed",), True), (("silent", "--link"), True), (("default",), False)):
+        assert enrolled(server, folder, *asked, "--label", *options).data["linked"] == linked
+    refused = enrolled(server, folder, *asked, "--label", "silent", status=1)
     assert "linked proof of possession" in refused.err
 
 

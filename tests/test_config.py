@@ -144,6 +144,12 @@ def test_an_unknown_key_is_named_with_its_path(section: str, path: str) -> None:
         ("label.default", 'renew = "never"'),
         ("label.default", 'pem = "no"'),
         ("label.default", 'body_limit = "64KB"'),
+        ("label.default", 'csrattrs = "yes"'),
+        ("label.default", "csrattrs_profile = 1"),
+        ("label.default", 'enforce_csrattrs = "yes"'),
+        ("label.default", "serverkeygen = 1"),
+        ("label.default", "serverkeygen = []"),
+        ("label.default", 'serverkeygen = ["ec-p256", "dsa-1024"]'),
         ("label.default", "allow = 1"),
     ],
 )
@@ -240,6 +246,14 @@ def test_other_names_are_labels(name: str) -> None:
         ("server", ['default_label = "x"'], "server.default_label: there is no [label.x]"),
         ("label.default", ['ca = "x"'], "label.default.ca: there is no [ca.x]"),
         (
+            "label.default", ['ca = "root"', 'csrattrs_profile = "x"'],
+            "label.default.csrattrs_profile: there is no [profile.x]",
+        ),
+        (
+            "label.default", ['ca = "root"', "serverkeygen = true"],
+            "label.default.serverkeygen: no profile of the label's rules takes a key of these kinds",
+        ),
+        (
             "[label.default.allow]", ['who = "issued"', 'profile = "x"'],
             "label.default.allow[0].profile: there is no [profile.x]",
         ),
@@ -252,6 +266,23 @@ def test_other_names_are_labels(name: str) -> None:
 def test_a_reference_leads_somewhere(section: str, lines: list[str], told: str) -> None:
     """A label, CA or profile that is named must be there."""
     assert problems(text(section, *lines)) == [told]
+
+
+@pytest.mark.parametrize("held", ["first", "all"])
+def test_a_key_that_the_server_makes_waits_for_nobody(held: str) -> None:
+    """Each poll of a held serverkeygen would bring a new key, which would wait anew: the two do not go together."""
+    given = text("label.default", 'ca = "root"', "serverkeygen = true", f'approval = "{held}"')
+    found = [one for one in problems(given) if "approval" in one]
+    assert found == [
+        "label.default.serverkeygen: cannot be had with approval, for each poll would bring a new key that waits "
+        "anew: give it a label of its own"
+    ]
+
+
+def test_what_nobody_is_told_cannot_be_enforced() -> None:
+    """A label that tells no csrattrs has nothing to hold requests to."""
+    (problem,) = problems(text("label.default", 'ca = "root"', 'csrattrs = "off"', "enforce_csrattrs = true"))
+    assert problem.startswith("label.default.enforce_csrattrs: has nothing to enforce")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +359,7 @@ def _template() -> str:
     template = Template(resources.files("estd").joinpath("templates/estd.toml").read_text(encoding="utf-8"))
     return template.substitute(
         listen="127.0.0.1:8443", admin="127.0.0.1:9443", module="m.so", token_label="estd", pin_file="pin",
-        token_environment="", key_id="01", chain="", profiles="", rules="",
+        token_environment="", key_id="01", chain="", profiles="", rules="", switches="",
     )  # fmt: skip
 
 

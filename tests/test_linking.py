@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import http.client
+import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -151,3 +154,66 @@ def test_a_linked_request_in_PEM_where_a_label_takes_it(kind: str, tls: int, ser
             body = pem.replace(b"\n", end)
             response = client.request("POST", "simpleenroll", body, Content_Type=kind)
             assert (response.status, len(response.read()) > 500) == (200, True)
+
+
+def context_of(server: Server, version: ssl.TLSVersion) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(server.folder / "ca.pem"))
+    context.minimum_version = context.maximum_version = version
+    return context
+
+
+class Standard:
+    """A connection of Python's own ssl, which can ask for a resumption, unlike our client."""
+
+    def __init__(self, server: Server, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> None:
+        raw = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        self.tls = context.wrap_socket(raw, server_hostname="127.0.0.1", session=session)
+        self.unique = base64.b64encode(self.tls.get_channel_binding("tls-unique") or b"")
+        self._pair = base64.b64encode(":".join(server.basic).encode()).decode()
+
+    def __enter__(self) -> Standard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tls.close()
+
+    def status(self, password: bytes) -> int:
+        """What a request with that challengePassword is answered, by a label that demands linking."""
+        connection = http.client.HTTPConnection("127.0.0.1")
+        connection.sock = self.tls
+        headers = {"Content-Type": "application/pkcs10", "Authorization": f"Basic {self._pair}"}
+        body = make.body(make.csr(subject=NAME, challenge_password=password))
+        connection.request("POST", "/.well-known/est/trimmed/simpleenroll", body, headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+
+
+def test_R9_R13_a_resumption_does_not_bring_a_value_back(server: Server) -> None:
+    """R9, R13: who asks to resume gets a full handshake with a value of its own; the first connection's is refused."""
+    context = context_of(server, ssl.TLSVersion.TLSv1_2)
+    with Standard(server, context) as first:
+        assert first.status(first.unique) == 200
+        with Standard(server, context, first.tls.session) as second:
+            assert not second.tls.session_reused
+            assert second.unique != first.unique
+            assert second.status(first.unique) == 400
+            assert second.status(second.unique) == 200
+
+
+def test_R46_what_Python_calls_tls_unique_on_TLS_1_3_is_no_value(server: Server) -> None:
+    """R46: Python's ssl answers something for tls-unique under TLS 1.3, where it is undefined: a 400."""
+    with Standard(server, context_of(server, ssl.TLSVersion.TLSv1_3)) as client:
+        assert client.tls.version() == "TLSv1.3"
+        assert client.unique
+        assert client.status(client.unique) == 400
+
+
+@BY_VERSION
+def test_R37_a_client_that_links_where_csrattrs_asks(tls: int, server: Server) -> None:
+    """R13, R14, R37, R46: csrattrs and the linked enrolment go over one connection, whose value it is."""
+    with server.client(basic=True, label="trimmed", tls=tls) as client:
+        assert client.csrattrs().linked
+        assert client.enroll(lambda value: make.csr(subject=NAME, challenge_password=value), link=True)
+    with server.client(basic=True, tls=tls) as client:
+        assert not client.csrattrs().linked

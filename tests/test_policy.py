@@ -14,7 +14,7 @@ from cryptography import x509
 
 from estd import crl, csr, policy
 from estd.crl import CrlFiles
-from estd.errors import BadRequest, EstError, Forbidden, Reason, Unavailable
+from estd.errors import BadRequest, EstError, Forbidden, NotFound, Reason, Unavailable
 from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
 from estd.policy import Authorised, Client, Evidence, Issued, LabelPolicy, Rule
@@ -437,6 +437,23 @@ def authorised(
     rules = rules or label_policy(issued_rule())
     given = (given or evidence(user="factory"))._replace(label=rules.label.name)
     return policy.authorise(rules, given, client, csr.parse(make.csr(key, **{**NAMES, **names})))
+
+
+def test_R34_a_label_that_makes_no_keys_refuses_those_that_an_edge_made() -> None:
+    """R34: the issuer does not take an edge's word for serverkeygen being switched on."""
+    for more in ({"keygen": True}, {"keygen": True, "key_to_come": True}):
+        with pytest.raises(NotFound, match="serverkeygen is not offered"):
+            authorised(make.key(), given=evidence(user="factory")._replace(**more))
+
+
+def test_a_key_that_stands_for_the_one_to_come_is_not_judged() -> None:
+    """The issuer is asked before the edge makes the key: the profile's kinds are looked at when it is there."""
+    profiles = {name: replace(one, keys=frozenset({"rsa-2048"})) for name, one in PROFILES.items()}
+    rules = label_policy(issued_rule(), profiles=profiles, serverkeygen=("rsa-2048",))
+    asking = evidence(user="factory")._replace(keygen=True)
+    assert authorised(make.key(), rules=rules, given=asking._replace(key_to_come=True))
+    with pytest.raises(BadRequest, match="takes keys of rsa-2048"):
+        authorised(make.key(), rules=rules, given=asking)
 
 
 def test_repeats_are_the_same_request_sent_again() -> None:

@@ -3,6 +3,7 @@ import java.io.FileReader;
 import java.io.FileWriter;
 import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.KeyPair;
 import java.security.KeyPairGenerator;
@@ -21,6 +22,7 @@ import javax.net.ssl.KeyManagerFactory;
 import javax.net.ssl.SSLSession;
 import javax.security.auth.x500.X500Principal;
 
+import org.bouncycastle.asn1.ASN1ObjectIdentifier;
 import org.bouncycastle.asn1.pkcs.PKCSObjectIdentifiers;
 import org.bouncycastle.asn1.pkcs.PrivateKeyInfo;
 import org.bouncycastle.asn1.x509.Extension;
@@ -29,6 +31,7 @@ import org.bouncycastle.asn1.x509.GeneralName;
 import org.bouncycastle.asn1.x509.GeneralNames;
 import org.bouncycastle.cert.X509CertificateHolder;
 import org.bouncycastle.cert.jcajce.JcaX509CertificateConverter;
+import org.bouncycastle.est.CSRRequestResponse;
 import org.bouncycastle.est.ESTAuth;
 import org.bouncycastle.est.ESTException;
 import org.bouncycastle.est.ESTService;
@@ -118,6 +121,11 @@ public class BcEst
             write(words.get("name") + ".pem", service.getCACerts().getCertificateStore().getMatches(null));
             return;
         }
+        if (words.get("do").equals("csrattrs"))
+        {
+            Files.writeString(folder.resolve(words.get("name") + ".txt"), asked(service).toString());
+            return;
+        }
         KeyPair keys = newKeys(words.getOrDefault("key-type", "ec"));
         write(words.get("name") + ".key", Set.of(new PemObject("PRIVATE KEY", keys.getPrivate().getEncoded())));
         PKCS10CertificationRequestBuilder request =
@@ -138,14 +146,36 @@ public class BcEst
                 .setProvider("BC").build();
         }
         boolean again = words.get("do").equals("reenroll");
-        EnrollmentResponse given = words.containsKey("link")
-            ? service.simpleEnrollPoP(again, request, signer, auth)
-            : service.simpleEnroll(again, request.build(signer), auth);
+        boolean link = words.containsKey("link") &&
+            (!words.containsKey("csrattrs") || asked(service).contains(PKCSObjectIdentifiers.pkcs_9_at_challengePassword));
+        EnrollmentResponse given;
+        if (words.get("do").equals("serverkeygen"))
+        {
+            given = service.simpleEnrollWithServersideCreation(request.build(signer), auth);
+        }
+        else
+        {
+            given = link
+                ? service.simpleEnrollPoP(again, request, signer, auth)
+                : service.simpleEnroll(again, request.build(signer), auth);
+        }
         if (!given.isCompleted())
         {
             throw new IllegalStateException("to be asked again after " + given.getNotBefore());
         }
+        if (words.get("do").equals("serverkeygen"))
+        {
+            byte[] generated = given.getPrivateKeyInfo().getEncoded();
+            write(words.get("name") + ".key", Set.of(new PemObject("PRIVATE KEY", generated)));
+        }
         write(words.get("name") + ".pem", given.getStore().getMatches(null));
+    }
+
+    /** What the server's csrattrs names. */
+    private static Collection<ASN1ObjectIdentifier> asked(ESTService service) throws Exception
+    {
+        CSRRequestResponse told = service.getCSRAttributes();
+        return told.hasAttributesResponse() ? told.getAttributesResponse().getRequirements() : Set.of();
     }
 
     private ESTService service(Map<String, String> words) throws Exception

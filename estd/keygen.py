@@ -1,0 +1,127 @@
+"""serverkeygen (RFC 7030 §4.4) at an edge: the key is made here, and the client's request is rebuilt around it.
+
+Of the client's request its subject and attributes count; its key says which kind is wanted, and its signature nothing
+(R29). The issuer is asked first whether the client may have such a certificate at all, so that nobody makes an edge
+compute keys without a credential. A key lives from its making to its answer, in this process alone: it is neither
+stored nor logged. `KeyMaker` is the seam where a token that makes and wraps keys would stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from estd import csr, der, device_keys, frames
+from estd.errors import BadRequest, Reason, Unavailable
+from estd.labels import Label, Profile
+
+_DECRYPT_KEYS = {
+    "1.2.840.113549.1.9.16.2.37": "DecryptKeyIdentifier",
+    "1.2.840.113549.1.9.16.2.54": "AsymmetricDecryptKeyIdentifier",
+}
+_THREADS = 1
+"""RSA keys made at a time by an edge, which has one core."""
+_WAITING_MAX = 8
+"""RSA keys of an edge that are being made or wait for it; one more is told 503."""
+_SHA256_WITH_RSA = "1.2.840.113549.1.1.11"
+"""The one signature whose algorithm has parameters, NULL (RFC 4055)."""
+
+
+class Made(NamedTuple):
+    """A new key, and the client's request rebuilt around it."""
+
+    csr_der: bytes
+    private_key: bytes
+    """PKCS#8, DER, unencrypted."""
+
+
+class KeyMaker(Protocol):
+    """Makes keys of a kind. A 503 where it has too many to make."""
+
+    async def make(self, kind: str, asked_der: bytes) -> Made: ...
+
+
+class SoftwareKeys:
+    """Keys made by OpenSSL in this process: RSA in a thread, the others, which take microseconds, at once."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, "keygen")
+        self._under_way = 0
+
+    async def make(self, kind: str, asked_der: bytes) -> Made:
+        if not kind.startswith("rsa-"):
+            return _make(kind, asked_der)
+        if self._under_way >= _WAITING_MAX:
+            raise Unavailable(Reason.OVERLOADED, "The server has more keys to generate than it takes.")
+        self._under_way += 1
+        work = asyncio.get_running_loop().run_in_executor(self._pool, _make, kind, asked_der)
+        work.add_done_callback(self._done)
+        return await asyncio.shield(work)  # a client that leaves does not make room before its key is made
+
+    def _done(self, _: asyncio.Future[Made]) -> None:
+        self._under_way -= 1
+
+
+def _make(kind: str, asked_der: bytes) -> Made:
+    key = device_keys.generate(kind)
+    return Made(rebuilt(asked_der, key), key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def rebuilt(asked_der: bytes, key: device_keys.Key) -> bytes:
+    """A request with the subject and the attributes of another, for `key` and signed by it. DER that was `read`."""
+    tbs = csr.with_key(asked_der, key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    oid = device_keys.signature_algorithm(key)
+    algorithm = der.tlv(der.SEQUENCE, der.oid(oid) + (der.NULL if oid == _SHA256_WITH_RSA else b""))
+    return der.tlv(der.SEQUENCE, tbs + algorithm + der.tlv(der.BIT_STRING, b"\0" + device_keys.sign(key, tbs)))
+
+
+def kinds(label: Label, profiles: Mapping[str, Profile]) -> tuple[str, ...]:
+    """The kinds of key that the label generates: of those it names, the ones that a profile of its rules takes."""
+    taken: set[str] = set().union(*(profiles[rule.profile].keys for rule in label.allow if rule.profile is not None))
+    return tuple(kind for kind in label.serverkeygen if kind in taken)
+
+
+def wanted_kind(asked_der: bytes, offered: tuple[str, ...]) -> str:
+    """The kind of the request's own key where it is offered, else the first that is.
+
+    A 400 where the octets are no request, or where it asks for a key that is encrypted beyond TLS (R30, R31): CMS is
+    not there yet.
+    """
+    request = csr.load(asked_der)
+    try:
+        named = {one.oid.dotted_string for one in request.attributes}
+    except csr.UNREADABLE:
+        raise BadRequest(Reason.BAD_CSR, "The request's attributes cannot be read.") from None
+    for oid, name in _DECRYPT_KEYS.items():
+        if oid in named:
+            raise BadRequest(
+                Reason.DECRYPT_KEY,
+                f"The request names a decryption key ({name}) that this server does not know: it returns keys "
+                "protected by TLS alone.",
+            )
+    try:
+        kind = csr.key_kind(request.public_key())
+    except (BadRequest, *csr.UNREADABLE):
+        kind = ""
+    return kind if kind in offered else offered[0]
+
+
+class KeyService:
+    """What an edge does for a serverkeygen."""
+
+    def __init__(self, maker: KeyMaker) -> None:
+        self._maker = maker
+        self._stand_in = device_keys.generate("ec-p256")
+
+    async def serve(
+        self, asked_der: bytes, offered: tuple[str, ...], ask: Callable[[int, bytes], Awaitable[frames.Answer]]
+    ) -> tuple[frames.Answer, bytes]:
+        """The issuer's answer with the certificate, and the private key (PKCS#8, DER); `ask` raises its refusals."""
+        kind = wanted_kind(asked_der, offered)
+        await ask(frames.MAY, rebuilt(asked_der, self._stand_in))
+        made = await self._maker.make(kind, asked_der)
+        return await ask(frames.KEYGEN, made.csr_der), made.private_key

@@ -1,0 +1,336 @@
+"""serverkeygen: keys that the server makes are delivered once, as a strict parser takes them, and are nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import email
+import email.policy
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_der_private_key,
+)
+
+from estd import csr, der, device_keys, frames, keygen
+from estd.client import EstClient, Refused
+from estd.errors import BadRequest, Unavailable
+from estd.frames import Answer
+from tests import make
+from tests.clients import judge
+from tests.servers import Server
+
+KINDS = device_keys.GENERATED_KINDS
+NAME = make.name("device-1")
+
+
+def public(key: Any) -> bytes:
+    return bytes(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def ask(client: EstClient, csr_der: bytes) -> Any:
+    return client.serverkeygen(lambda _: csr_der)
+
+
+def broken(csr_der: bytes) -> bytes:
+    return csr_der[:-1] + bytes((csr_der[-1] ^ 1,))
+
+
+def with_attribute(oid: str, value: bytes) -> bytes:
+    """A request with one more attribute, whose signature is not right any more."""
+    plain = make.csr(subject=NAME)
+    start = der.content_start(plain, 0)
+    key = der.element_end(plain, der.element_end(plain, der.content_start(plain, start)))
+    added = der.tlv(0xA0, der.tlv(der.SEQUENCE, der.oid(oid) + der.tlv(der.SET, value)))
+    tbs = der.tlv(der.SEQUENCE, plain[der.content_start(plain, start) : der.element_end(plain, key)] + added)
+    return der.tlv(der.SEQUENCE, tbs + plain[der.element_end(plain, start) :])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_R29_R33_the_key_delivered_is_the_certificates(kind: str, server: Server, folder: Path) -> None:
+    """R29, R33: for each kind, what the request's own key names; OpenSSL finds the key sound and the certificate's."""
+    own = device_keys.generate(kind)
+    with server.client(basic=True, label="keys") as client:
+        key, certificate = ask(client, keygen.rebuilt(make.csr(subject=NAME), own))
+    assert public(key) != public(own)
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    judge.openssl("pkey", "-in", folder / "key.pem", "-check", "-noout")
+    assert judge.openssl("pkey", "-in", folder / "key.pem", "-pubout") == judge.openssl(
+        "x509", "-in", folder / "cert.pem", "-noout", "-pubkey"
+    )
+    judge.chain_holds(server.folder / "ca.pem", folder / "cert.pem")
+    assert csr.key_kind(key.public_key()) == kind
+    assert "CN=device-1" in judge.subject(folder / "cert.pem")
+
+
+def test_R33_the_answer_to_the_letter(server: Server) -> None:
+    """R33: multipart/mixed with exactly two parts, each with its type and encoding, in lines that MIME allows; no cache
+    may keep it, and no Content-Transfer-Encoding of the whole."""
+    with server.client(basic=True, label="keys") as client:
+        response = client.request(
+            "POST", "serverkeygen", make.body(make.csr(subject=NAME)), Content_Type="application/pkcs10"
+        )
+        headers, body = {k.lower(): v for k, v in response.getheaders()}, response.read()
+    assert response.status == 200
+    assert headers["cache-control"] == "no-store"
+    assert "content-transfer-encoding" not in headers
+    found = re.fullmatch(r"multipart/mixed; boundary=([A-Za-z0-9-]{1,70})", headers["content-type"])
+    assert found
+    assert body.count(b"\r\n") == body.count(b"\n")
+    assert max(map(len, body.split(b"\r\n"))) <= 76
+    assert body.startswith(b"--" + found[1].encode() + b"\r\n")
+    assert body.endswith(b"\r\n--" + found[1].encode() + b"--\r\n")
+    message: Any = email.message_from_bytes(
+        b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + body, policy=email.policy.strict
+    )
+    key, certificate = message.iter_parts()
+    assert key.items() == [("Content-Type", "application/pkcs8"), ("Content-Transfer-Encoding", "base64")]
+    assert certificate.get_content_type() == "application/pkcs7-mime"
+    assert certificate["Content-Type"].params == {"smime-type": "certs-only"}
+    assert certificate["Content-Transfer-Encoding"] == "base64"
+    (one,) = judge.certificates(certificate.get_content())
+    loaded: Any = load_der_private_key(key.get_content(), None)
+    assert public(loaded) == x509.load_pem_x509_certificate(one).public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def test_R29_the_requests_key_and_signature_are_ignored(server: Server) -> None:
+    """R29: a broken signature, a key too weak to certify, and a curve that is not certified are all as good."""
+    weak = rsa.generate_private_key(65537, 1024)
+    odd = ec.generate_private_key(ec.SECP256K1())
+    with server.client(basic=True, label="keys") as client:
+        for request in (broken(make.csr(subject=NAME)), make.csr(weak, subject=NAME), make.csr(odd, subject=NAME)):
+            key, _ = ask(client, request)
+            assert isinstance(key, ec.EllipticCurvePrivateKey)
+            assert key.curve.name == "secp256r1", "the label's first kind"
+        with pytest.raises(Refused, match="signature does not fit"):
+            client.enroll(lambda _: broken(make.csr(subject=NAME)))
+
+
+def test_R29_serverkeygen_is_authenticated_and_authorised(server: Server) -> None:
+    """R20, R29: nobody, a wrong password, a stranger's certificate and a name that is not granted are refused before a
+    key is made, without a signature of the token."""
+    signed = server.metric("estd_sign_seconds_count")
+    body = make.csr(subject=NAME)
+    with server.client(label="keys") as client, pytest.raises(Refused) as refusal:
+        ask(client, body)
+    assert refusal.value.status == 401
+    with server.client(label="keys", user="factory", password="no") as client, pytest.raises(Refused) as refusal:
+        ask(client, body)
+    assert refusal.value.status == 401
+    with server.client(basic=True, label="keys") as client, pytest.raises(Refused) as refusal:
+        ask(client, make.csr(subject=make.name("device-1", ORGANIZATION_NAME="Acme")))
+    assert refusal.value.status == 403
+    assert server.metric("estd_sign_seconds_count") == signed
+
+
+def test_R20_a_stranger_costs_no_key(server: Server, folder: Path) -> None:
+    """R20: a certificate of an unknown CA is a 401 for RSA 4096 as fast as for any, since no key was made for it."""
+    stranger = make.certificate().write(folder, "stranger")
+    request = keygen.rebuilt(make.csr(subject=NAME), device_keys.generate("rsa-2048"))
+    with server.client(cert=stranger, label="keys") as client, pytest.raises(Refused) as refusal:
+        ask(client, request)
+    assert refusal.value.status == 401
+
+
+@pytest.mark.parametrize("oid", sorted(keygen._DECRYPT_KEYS))
+def test_R30_R31_a_decryption_key_that_is_not_known(oid: str, server: Server) -> None:
+    """R30, R31: a request for a key that is encrypted beyond TLS is a 400 that says so, and gets no plain key."""
+    with server.client(basic=True, label="keys") as client:
+        with pytest.raises(Refused, match="protected by TLS alone") as refusal:
+            ask(client, with_attribute(oid, der.tlv(der.OCTET_STRING, b"key-1")))
+        assert refusal.value.status == 400
+        ask(client, with_attribute("1.2.3.4", der.tlv(der.OCTET_STRING, b"key-1")))
+
+
+def test_R34_off_unless_a_label_switches_it_on(server: Server) -> None:
+    """R3, R34: 404, and GET is 405 where it is on."""
+    with server.client(basic=True, label="sites") as client, pytest.raises(Refused, match="not offered") as refusal:
+        ask(client, make.csr(subject=NAME))
+    assert refusal.value.status == 404
+    with server.client(basic=True, label="keys") as client:
+        response = client.request("GET", "serverkeygen")
+        response.read()
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
+
+
+def test_a_label_makes_the_kinds_that_it_names(server: Server) -> None:
+    """A request whose key is of another kind gets the first; challengePassword counts as in any request (R13, R14)."""
+    with server.client(basic=True, label="keys-few") as client:
+        for kind, size in (("rsa-2048", 384), ("ec-p256", 384), ("ec-p384", 384), ("ed25519", None)):
+
+            def request(value: bytes | None, kind: str = kind) -> bytes:
+                return keygen.rebuilt(make.csr(subject=NAME, challenge_password=value), device_keys.generate(kind))
+
+            key, _ = client.serverkeygen(request, link=True)
+            assert getattr(key, "key_size", None) == size
+        for value in (None, b"another"):
+            with pytest.raises(Refused) as refusal:
+                ask(client, make.csr(subject=NAME, challenge_password=value))
+            assert refusal.value.status == 400
+
+
+def test_a_request_sent_again_gets_another_key_and_certificate(server: Server) -> None:
+    """Never two keys for one certificate: the same octets twice, on one connection and on another, are two of both."""
+    request = make.csr(subject=NAME)
+    found = []
+    for _ in range(2):
+        with server.client(basic=True, label="keys") as client:
+            found += [ask(client, request), ask(client, request)]
+    assert len({public(key) for key, _ in found}) == 4
+    assert len({certificate.serial_number for _, certificate in found}) == 4
+
+
+def test_a_device_with_a_certificate_of_ours_keeps_its_names(server: Server, folder: Path) -> None:
+    """A certificate of this CA asks for another with a key of the server's making, in its own name alone."""
+    with server.client(basic=True, label="keys") as client:
+        key, certificate = ask(client, make.csr(subject=NAME))
+    files = make.Identity(certificate, key).write(folder, "device")
+    with server.client(cert=files, label="keys") as client:
+        _, again = ask(client, make.csr(subject=NAME))
+        assert again.subject == certificate.subject
+        with pytest.raises(Refused) as refusal:
+            ask(client, make.csr(subject=make.name("device-2")))
+    assert refusal.value.status == 403
+    assert server.rows()[-1].renews is not None
+
+
+def test_a_key_is_neither_logged_nor_stored(server: Server) -> None:
+    """What was delivered is in no file of the instance: not the log, not the ledger and what belongs to it."""
+    with server.client(basic=True, label="keys") as client:
+        key, _ = ask(client, make.csr(subject=NAME))
+    private = key.private_numbers().private_value.to_bytes(32, "big")
+    pkcs8 = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    for path in server.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for form in (private, private.hex().encode(), base64.b64encode(pkcs8)[:64], base64.b64encode(private)[:40]):
+                assert form not in content, path
+    assert server.metric("estd_requests_total", operation="serverkeygen", status="200") > 0
+
+
+# The room itself.
+
+
+class Issuer:
+    """Stands for the issuer: says yes, or raises."""
+
+    def __init__(self, refusal: Exception | None = None) -> None:
+        self.asked: list[tuple[int, bytes]] = []
+        self._refusal = refusal
+
+    async def __call__(self, kind: int, csr_der: bytes) -> Answer:
+        csr.check(csr_der)
+        self.asked.append((kind, csr_der))
+        if self._refusal is not None:
+            raise self._refusal
+        return Answer(0, 200, 0, 0, "", b"\x01", b"certificate" if kind == frames.KEYGEN else b"")
+
+
+class Maker:
+    """Counts the keys that are made."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    async def make(self, kind: str, asked_der: bytes) -> keygen.Made:
+        self.made += 1
+        return keygen._make(kind, asked_der)
+
+
+def test_the_issuer_is_asked_before_a_key_is_made() -> None:
+    """Who may not have the certificate makes the server compute no key."""
+    maker, issuer = Maker(), Issuer(BadRequest("linking", "no"))  # type: ignore[arg-type]
+    with pytest.raises(BadRequest):
+        asyncio.run(keygen.KeyService(maker).serve(make.csr(), ("rsa-4096",), issuer))
+    assert (maker.made, [kind for kind, _ in issuer.asked]) == (0, [frames.MAY])
+
+
+def test_the_rebuilt_request_keeps_subject_and_attributes() -> None:
+    """Both frames carry the client's subject, extensions and challengePassword byte for byte, under other keys."""
+    asked = make.csr(subject=NAME, san=[x509.DNSName("a.example")], challenge_password=b"value")
+    issuer = Issuer()
+    given, private_key = asyncio.run(keygen.KeyService(keygen.SoftwareKeys()).serve(asked, ("ed25519",), issuer))
+    assert given.payload == b"certificate"
+    client = csr.parse(asked)
+    for kind, csr_der in issuer.asked:
+        found = csr.parse(csr_der)
+        assert found.subject == client.subject
+        assert found.challenge_password == b"value"
+        assert [one.value for one in found.extensions] == [one.value for one in client.extensions]
+        assert found.spki_der != client.spki_der
+        if kind == frames.KEYGEN:
+            assert public(load_der_private_key(private_key, None)) == found.spki_der
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_rebuilt_with_a_signature_that_holds(kind: str) -> None:
+    """OpenSSL verifies the rebuilt request."""
+    request = keygen.rebuilt(make.csr(subject=NAME), device_keys.generate(kind))
+    csr.check(request)
+    judge.openssl("req", "-inform", "DER", "-noout", "-verify", data=request)
+
+
+def test_more_RSA_keys_than_an_edge_makes_are_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is bounded; one more is told to come back, EC keys are made meanwhile, and room comes back. A client
+    that leaves makes no room before its key is made."""
+    go = threading.Event()
+
+    def slow(kind: str, asked_der: bytes) -> keygen.Made:
+        if kind.startswith("rsa-"):
+            assert go.wait(20)
+        return keygen.Made(asked_der, b"key")
+
+    monkeypatch.setattr(keygen, "_make", slow)
+
+    async def play() -> None:
+        keys = keygen.SoftwareKeys()
+        waiting = [asyncio.ensure_future(keys.make("rsa-2048", b"")) for _ in range(keygen._WAITING_MAX)]
+        await asyncio.sleep(0)
+        waiting[-1].cancel()
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="more keys to generate") as refusal:
+            await keys.make("rsa-2048", b"")
+        assert refusal.value.retry_after
+        assert (await keys.make("ec-p256", b"")).private_key == b"key"
+        go.set()
+        await asyncio.gather(*waiting[:-1])
+        await asyncio.get_running_loop().run_in_executor(keys._pool, int)  # behind the one that was left
+        await asyncio.sleep(0)
+        assert keys._under_way == 0
+        await keys.make("rsa-2048", b"")
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x30\x00", b"\x30\x80", b"not DER", make.csr()[:-3], make.csr() + b"\0"])
+def test_what_is_no_request_is_refused(content: bytes) -> None:
+    """Hostile octets are a 400 before anything is taken out of them."""
+    with pytest.raises(BadRequest):
+        keygen.wanted_kind(content, ("ec-p256",))
+
+
+def test_changed_octets_are_rebuilt_or_refused() -> None:
+    """Whatever octet is changed: a 400, or a request that holds by itself or that the issuer's check refuses."""
+    asked = make.csr(subject=NAME, san=[x509.DNSName("a.example")])
+    key = device_keys.generate("ec-p256")
+    for at in range(len(asked)):
+        for change in (0x01, 0x80, 0xFF):
+            other = asked[:at] + bytes((asked[at] ^ change,)) + asked[at + 1 :]
+            try:
+                keygen.wanted_kind(other, ("ec-p256",))
+                csr.check(keygen.rebuilt(other, key))
+            except BadRequest:
+                continue
