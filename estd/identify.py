@@ -73,15 +73,16 @@ class ClientCertificate:
     def sha256(self) -> bytes:
         return hashlib.sha256(self.der).digest()
 
-    def check_time(self, now: float) -> None:
-        """A 401 outside the validity, whose first and last second count."""
+    def check_time(self, now: float, *, expired_seconds: int = 0) -> None:
+        """A 401 outside the validity, whose first and last second count; it ends `expired_seconds` later here."""
         if now < self.not_before:
             raise Unauthenticated(
                 Reason.CERT_EXPIRED, f"The client certificate is not valid before {_shown_time(self.not_before)}."
             )
-        if now >= self.not_after + 1:
+        if now >= self.not_after + 1 + expired_seconds:
+            renewable = f" and renewed until {_shown_time(self.not_after + expired_seconds)}" if expired_seconds else ""
             raise Unauthenticated(
-                Reason.CERT_EXPIRED, f"The client certificate expired at {_shown_time(self.not_after)}."
+                Reason.CERT_EXPIRED, f"The client certificate expired at {_shown_time(self.not_after)}{renewable}."
             )
 
 

@@ -80,6 +80,8 @@ class Label:
     cacerts_one_line: bool
     body_bytes: int
     repeat_seconds: int
+    expired_seconds: int = 0
+    """How long after its notAfter a certificate of ours still renews itself."""
 
 
 def _oid(text: str) -> str:
@@ -175,6 +177,7 @@ def read_label(name: str, table: Table) -> Label:
         cacerts_one_line=table.flag("cacerts_one_line", False),
         body_bytes=table.size("body_limit", "64KiB", "1MiB"),
         repeat_seconds=table.seconds("repeat_window", "10m", "3h"),
+        expired_seconds=table.seconds("expired_window", "0s"),
     )
     table.done()
     if name in OPERATIONS:

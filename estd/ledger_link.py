@@ -97,6 +97,12 @@ class RemoteWriter(Reader):
             raise LedgerError(answer["error"])
         return answer
 
+    def close(self) -> None:
+        super().close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _exactly(self, size: int) -> bytes:
         assert self._socket is not None
         data = bytearray()

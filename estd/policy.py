@@ -110,7 +110,7 @@ def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: 
             elif issued is not None and issued.revoked:
                 raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
             elif rule.allow.who == "issued":
-                client = _by_issued(rule, evidence.certificate, policy, issued, now)
+                client = _by_issued(rule, evidence, evidence.certificate, policy, issued, now)
             else:
                 client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
         except EstError as refusal:
@@ -146,13 +146,19 @@ def _own(certificate: ClientCertificate, held: Issued | None) -> Issued | None:
 
 
 def _by_issued(
-    rule: Rule, certificate: ClientCertificate, policy: LabelPolicy, issued: Issued | None, now: float
+    rule: Rule,
+    evidence: Evidence,
+    certificate: ClientCertificate,
+    policy: LabelPolicy,
+    issued: Issued | None,
+    now: float,
 ) -> Client | None:
     if issued is None:
         return None
     if certificate.fault is not None:
         raise certificate.fault
-    certificate.check_time(now)
+    # A device that slept past its expiry renews, and does nothing else; the ledger says that it is not revoked.
+    certificate.check_time(now, expired_seconds=policy.label.expired_seconds if evidence.renewal else 0)
     if issued.label != policy.label.name and issued.label not in rule.allow.labels:
         raise Forbidden(Reason.NOT_GRANTED, f"The client certificate was issued under the label {issued.label!r}.")
     profile = rule.allow.profile or issued.profile

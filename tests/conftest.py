@@ -39,6 +39,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def renewal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A demonstration instance as it is: the tests of docs/renewal.md put rows of their own into its ledger."""
+    with servers.running(servers.init(tmp_path_factory.mktemp("renewal") / "demo")) as made:
+        yield made
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "repeats", "tls", "toml_table"),
+    ("errors", "demo_renewal", "der", "frames", "repeats", "tls", "toml_table"),
     ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
     ("identify", "ledger"),
