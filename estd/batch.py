@@ -20,10 +20,12 @@ from estd.errors import REASONS, EstError, NotFound, Reason, Unavailable
 from estd.frames import Answer, Request
 from estd.identify import ClientCertificate
 from estd.issuance import CertificateDer, Issuer, Prepared, serials
+from estd.labels import superseding
 from estd.ledger import LedgerBroken, Row
 from estd.material import Material
 from estd.policy import Authorised, Client, Evidence, Issued
 from estd.repeats import Repeats
+from estd.superseding import Superseding
 from hsm.errors import TokenError, TokenTransient
 from hsm.session import Job
 
@@ -46,6 +48,7 @@ class Ledger(Protocol):
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None: ...
     def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]: ...
     def record(self, rows: Sequence[Row]) -> None: ...
+    def supersede(self, serials: Sequence[bytes], when: int) -> None: ...
     def store_health(self, slot: int, at: float) -> None: ...
 
 
@@ -96,6 +99,8 @@ class BatchLine:
         self._slot = slot
         self._report = report
         self._clock = clock
+        profiles = superseding(material.config.profiles)
+        self._superseding = Superseding(profiles, slot, report) if profiles else None
 
     def run(self, requests: Sequence[Request]) -> list[Answer]:
         """An answer for each request, in any order. Raises Fatal, with answers for all, when the process must end."""
@@ -176,13 +181,24 @@ class BatchLine:
         shown = [item for item in items if item.evidence is not None and item.evidence.certificate is not None]
         serials = {item.evidence.certificate.serial for item in shown if item.evidence and item.evidence.certificate}
         try:
-            return self._ledger.find_many(serials) if serials else {}
+            held = self._ledger.find_many(serials) if serials else {}
         except Exception as error:
             self._report("step_failed", error=repr(error)[:500], step="find_many")
             trouble = Unavailable(Reason.INTERNAL, "The ledger could not be asked; the server's log says why.")
             for item in shown:
                 item.answer = refusal(item.request.id, trouble)
             return {}
+        if self._superseding is not None:
+            for item in shown:
+                if item.evidence and item.evidence.certificate:
+                    self._superseding.saw(item.evidence.certificate, held.get(item.evidence.certificate.serial))
+        return held
+
+    def settle(self, sighted: Collection[bytes] = ()) -> None:
+        """Between batches: revoke what is superseded by the certificates that were seen, in requests or by an edge.
+        Raises LedgerBroken when the process must end."""
+        if self._superseding is not None:
+            self._superseding.settle(sighted, self._ledger, self._clock())
 
     def _identify(self, held: Mapping[bytes, Row], item: _Item, now: float) -> None:
         assert item.evidence is not None

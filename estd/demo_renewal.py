@@ -5,6 +5,7 @@ LABELS = """
 [profile.renewable]
 subject = "csr"
 dns = ["*.devices.example.com"]
+supersede = "when-seen"
 
 [label.renewal]
 ca = "root"

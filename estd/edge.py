@@ -17,7 +17,7 @@ import uvloop
 from aiohttp import http_parser, web
 from OpenSSL import SSL
 
-from estd import csr, frames, metrics, tls, wire
+from estd import csr, der, frames, metrics, tls, wire
 from estd.config import Config
 from estd.credentials import Credentials, read_header
 from estd.errors import (
@@ -37,7 +37,7 @@ from estd.errors import (
 from estd.frames import Request
 from estd.http import Answer, HttpServer, answer, head, respond
 from estd.issuer_link import IssuerLink
-from estd.labels import OPERATIONS, Label
+from estd.labels import OPERATIONS, Label, superseding
 from estd.logs import Log
 from estd.material import Material, cacerts_body, load
 
@@ -87,6 +87,7 @@ class Edge:
         self._log = log
         self._numbers = itertools.count(1)
         self._draining = False
+        self._tells_seen = bool(superseding(config.profiles))
         served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
         self._routes: dict[str, tuple[_Served, str]] = {}
@@ -148,6 +149,8 @@ class Edge:
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
+        if self._tells_seen and operation not in _ENROLMENTS:
+            self._tell_seen(request.get_extra_info("tls"))
         if operation == "cacerts":
             if request.method not in ("GET", "HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
@@ -155,6 +158,12 @@ class Edge:
         if request.method != "POST":
             raise MethodNotAllowed("POST")
         return await self._enroll(request, served, _ENROLMENTS[operation], seen)
+
+    def _tell_seen(self, connection: tls.TlsConnection) -> None:
+        """Once for a connection: its client's certificate was seen, which may supersede the one that it renewed."""
+        if not connection.told and (chain := connection.client_chain()):
+            connection.told = True
+            self._links[0].tell_seen(chain[: der.element_end(chain, 0)])
 
     def _not_found(self, path: str) -> NotFound:
         label, _, operation = path.removeprefix(_ROOT).rpartition("/")

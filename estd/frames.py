@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ENROLL, RENEW, CANCEL = 1, 2, 3
+ENROLL, RENEW, CANCEL, SEEN = 1, 2, 3, 4
 
 _REQUEST = struct.Struct("<IQBBHhdHBI")
 _ANSWER = struct.Struct("<IQHBHHB")
@@ -84,6 +84,11 @@ def unpack_request(data: bytes, at: int, end: int) -> Request:
 
 def pack_cancel(number: int) -> bytes:
     return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0)
+
+
+def pack_seen(leaf_der: bytes) -> bytes:
+    """A client's certificate that was seen without an enrolment; nothing is answered."""
+    return pack_request(Request(0, SEEN, 0, 0.0, None, -1, b"", leaf_der, b""))
 
 
 def pack_answer(answer: Answer) -> bytes:

@@ -27,6 +27,7 @@ from estd.logs import Log
 from estd.material import Material, load, read_pin
 from estd.repeats import Repeats
 from estd.sockets import Frame, FrameServer, Peer
+from estd.superseding import SIGHTINGS_MAX
 from hsm.errors import TokenError
 from hsm.pool import SessionPool
 from hsm.session import Job, SigningKey
@@ -65,6 +66,7 @@ class IssuerProcess:
         self._index = index
         self._requests: deque[tuple[Peer, Request]] = deque()
         self._cancelled: set[tuple[Peer, int]] = set()
+        self._sighted: deque[bytes] = deque(maxlen=SIGHTINGS_MAX)
         self._draining = False
         self._beside = 0
         """How many were being worked on or had arrived when the last batch was answered."""
@@ -100,6 +102,8 @@ class IssuerProcess:
             request = frames.unpack_request(data, start, end)
             if request.kind == frames.CANCEL:
                 self._cancelled.add((peer, request.id))
+            elif request.kind == frames.SEEN:
+                self._sighted.append(request.chain)
             else:
                 self._requests.append((peer, request))
 
@@ -135,6 +139,8 @@ class IssuerProcess:
                     return status
             elif self._draining and not self._server.has_unsent:
                 return 0
+            self._line.settle(self._sighted)
+            self._sighted.clear()
 
     def _gather(self) -> None:
         """Wait a moment for as many as asked beside each other in the last batch: few clients then share a commit and

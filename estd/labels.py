@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,8 @@ class Profile:
     uri: NameRule
     max_names: int
     other_names: Literal["refuse", "replace"]
+    supersede: Literal["never", "when-seen"] = "never"
+    """Whether a certificate that was renewed is revoked once the new one has been seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +137,17 @@ def read_profile(name: str, table: Table) -> Profile:
         uri=_names(table, "uri"),
         max_names=table.whole("max_names", 16, 0, 256),
         other_names=table.choice("other_names", "refuse", ("refuse", "replace")),
+        supersede=table.choice("supersede", "never", ("never", "when-seen")),
     )  # fmt: skip
     if profile.validity_seconds is not None and profile.validity_seconds < 60:
         table.wrong("validity", "must be a minute or more")
     table.done()
     return profile
+
+
+def superseding(profiles: Mapping[str, Profile]) -> frozenset[str]:
+    """The profiles whose renewed certificates are revoked once their successors were seen."""
+    return frozenset(name for name, profile in profiles.items() if profile.supersede == "when-seen")
 
 
 def _allow(table: Table) -> Allow:

@@ -50,6 +50,7 @@ REVOCATION_REASONS = {
 }  # fmt: skip
 
 _INSERT = "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_REVOKE = "UPDATE certificate SET revoked_at = ?, reason = ? WHERE serial = ? AND revoked_at IS NULL"
 
 
 class LedgerError(Exception):
@@ -217,11 +218,12 @@ class Writer(Reader):
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         """Revoke a certificate; False where the ledger does not hold it. A second revocation changes nothing."""
-        self._write(
-            "UPDATE certificate SET revoked_at = ?, reason = ? WHERE serial = ? AND revoked_at IS NULL",
-            [(when, reason, serial)],
-        )
+        self._write(_REVOKE, [(when, reason, serial)])
         return self.find(serial) is not None
+
+    def supersede(self, serials: Sequence[bytes], when: int) -> None:
+        """Revoke all of them as superseded; those that are revoked already stay as they are."""
+        self._write(_REVOKE, [(when, REVOCATION_REASONS["superseded"], serial) for serial in serials])
 
     def store_health(self, slot: int, at: float) -> None:
         """Prove that a row can be stored."""

@@ -62,6 +62,9 @@ class WriterService:
             case "revoke":
                 found = self._writer.revoke(bytes.fromhex(message["serial"]), message["when"], message["reason"])
                 return {"ok": True, "found": found}
+            case "supersede":
+                self._writer.supersede([bytes.fromhex(one) for one in message["serials"]], message["when"])
+                return {"ok": True}
             case "health":
                 self._writer.store_health(message["slot"], message["at"])
                 return {"ok": True}
@@ -118,6 +121,9 @@ class RemoteWriter(Reader):
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         return bool(self._ask({"do": "revoke", "serial": serial.hex(), "when": when, "reason": reason})["found"])
+
+    def supersede(self, serials: Sequence[bytes], when: int) -> None:
+        self._ask({"do": "supersede", "serials": [one.hex() for one in serials], "when": when})
 
     def store_health(self, slot: int, at: float) -> None:
         self._ask({"do": "health", "slot": slot, "at": at})

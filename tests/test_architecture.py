@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
     ("identify", "ledger"),
-    ("policy", "ledger_link"),
+    ("policy", "ledger_link", "superseding"),
     ("material",),
     ("batch", "edge", "ledger_process", "supervisor"),
     ("issuer", "exposition"),

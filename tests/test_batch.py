@@ -117,6 +117,9 @@ class DictLedger:
         self.rows |= {row.serial: row for row in rows}
         self.after()
 
+    def supersede(self, serials: Sequence[bytes], when: int) -> None:
+        raise AssertionError("no profile of these tests supersedes")
+
     def store_health(self, slot: int, at: float) -> None:
         raise AssertionError("no batch stores health")
 
