@@ -15,7 +15,7 @@ from typing import Protocol
 
 from cryptography import x509
 
-from estd import csr, der, frames, metrics, policy
+from estd import csr, der, frames, metrics, policy, registrar
 from estd.errors import REASONS, EstError, NotFound, Reason, Unavailable
 from estd.frames import Answer, Request
 from estd.identify import ClientCertificate
@@ -45,6 +45,7 @@ class Ledger(Protocol):
     """The seam to the ledger. Every call may raise LedgerError."""
 
     def find_many(self, serials: Collection[bytes]) -> Mapping[bytes, Row]: ...
+    def find_subject(self, label: str, subject: str) -> Sequence[Row]: ...
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None: ...
     def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]: ...
     def record(self, rows: Sequence[Row]) -> None: ...
@@ -213,7 +214,8 @@ class BatchLine:
         assert item.evidence is not None
         assert item.client is not None
         assert item.csr is not None
-        item.authorised = policy.authorise(item.policy, item.evidence, item.client, item.csr)
+        for_device = self._for_device(item, now) if item.client.ra and item.evidence.renewal else None
+        item.authorised = policy.authorise(item.policy, item.evidence, item.client, item.csr, for_device)
         now_ms = int(now * 1000)
         key = item.authorised.repeat_key
         oldest_ms = now_ms - item.policy.label.repeat_seconds * 1000
@@ -223,6 +225,14 @@ class BatchLine:
                 self._slot.count(metrics.REPEATED.at)
                 item.answer = _issued(item, row.serial, row.certificate_der)
                 return
+
+    def _for_device(self, item: _Item, now: float) -> policy.Renewed:
+        """What a registration authority renews."""
+        assert item.evidence is not None
+        assert item.csr is not None
+        rows = self._ledger.find_subject(item.policy.label.name, item.csr.subject.rfc4514_string())
+        held = [one for one in map(_issued_before, rows) if one is not None]
+        return registrar.choose(item.policy, item.evidence, item.csr, held, now)
 
     def _prepare(self, serial: bytes, item: _Item, now: float) -> None:
         authorised = item.authorised
@@ -321,6 +331,8 @@ def _without_twins(items: list[_Item]) -> list[_Item]:
 
 
 def _identity(item: _Item) -> str:
+    if item.authorised is not None:
+        return item.authorised.identity
     return item.client.identity if item.client else ""
 
 

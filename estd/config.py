@@ -133,6 +133,11 @@ def _cross_check(config: Config) -> list[str]:
         for index, allow in enumerate(label.allow):
             if allow.profile is not None and allow.profile not in config.profiles:
                 problems.append(f"{where}.allow[{index}].profile: there is no [profile.{allow.profile}]")
+            elif allow.who == "ra" and allow.profile and config.profiles[allow.profile].subject != "csr":
+                problems.append(
+                    f"{where}.allow[{index}].profile: a registration authority's names are the request's: "
+                    f'[profile.{allow.profile}] needs subject = "csr"'
+                )
             problems += [
                 f"{where}.allow[{index}].labels: there is no [label.{other}]"
                 for other in allow.labels

@@ -1,4 +1,5 @@
-"""The demonstration's label `renewal`, for devices that come back late, renamed or twice (docs/renewal.md)."""
+"""The demonstration's label `renewal`, for devices that come back late or twice, and `line`, whose registration
+authorities ask for others (docs/renewal.md)."""
 
 LABELS = """
 # A label that renews devices that slept past their certificate's end (docs/renewal.md).
@@ -18,4 +19,28 @@ who = "issued"
 who = "basic"
 credentials = "credentials"
 profile = "renewable"
+
+# Registration authorities: `registrars` gives them their certificates, `line` lets in those that ras.pem lists.
+[profile.registrar]
+subject = "csr"
+extended_key_usage = ["clientAuth", "cmcRA"]
+
+[label.registrars]
+ca = "root"
+
+[[label.registrars.allow]]
+who = "basic"
+credentials = "credentials"
+profile = "registrar"
+
+[label.line]
+ca = "root"
+
+[[label.line.allow]]
+who = "ra"
+certificates = "ras.pem"
+profile = "renewable"
+
+[[label.line.allow]]
+who = "issued"
 """

@@ -127,6 +127,7 @@ def init(plan: Plan) -> None:
         ledger.create(folder / "ledger.sqlite3")
         if plan.demo:
             _demonstration(folder)
+            _write(folder / "ras.pem", b"", public=True)
         template = Template(resources.files("estd").joinpath("templates/estd.toml").read_text(encoding="utf-8"))
         text = template.substitute(
             listen=plan.listen,

@@ -21,6 +21,7 @@ from estd.batch import BATCH_MAX, BatchLine, Fatal, Ledger
 from estd.config import Config
 from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
+from estd.labels import with_registrars
 from estd.ledger import LedgerError, Writer
 from estd.ledger_link import LEDGER_DOOR, RemoteWriter, WriterService, frame
 from estd.logs import Log
@@ -76,6 +77,7 @@ class IssuerProcess:
         self._ledger: Ledger
         if config.server.issuers == 1:
             writer = Writer(config.ledger)
+            writer.index_subjects(with_registrars(config.labels))
             self._ledger = writer
             self._service = WriterService(writer)
         else:

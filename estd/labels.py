@@ -25,6 +25,7 @@ EXTENDED_KEY_USAGES = {
     "emailProtection": "1.3.6.1.5.5.7.3.4",
     "timeStamping": "1.3.6.1.5.5.7.3.8",
     "ipsecIKE": "1.3.6.1.5.5.7.3.17",
+    "cmcRA": "1.3.6.1.5.5.7.3.28",
 }
 SUBJECT_ATTRIBUTES = ("CN", "serialNumber", "C", "ST", "L", "O", "OU", "UID", "DC")
 
@@ -64,12 +65,14 @@ class Profile:
 class Allow:
     """One way into a label: who is let in, and the profile of what they get."""
 
-    who: Literal["basic", "certificate", "issued"]
+    who: Literal["basic", "certificate", "issued", "ra"]
     profile: str | None
     credentials: Path | None = None
     anchors: Path | None = None
     crls: tuple[Path, ...] = ()
     labels: tuple[str, ...] = ()
+    certificates: Path | None = None
+    """Those of the registration authorities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +153,13 @@ def superseding(profiles: Mapping[str, Profile]) -> frozenset[str]:
     return frozenset(name for name, profile in profiles.items() if profile.supersede == "when-seen")
 
 
+def with_registrars(labels: Mapping[str, Label]) -> frozenset[str]:
+    """The labels that a registration authority may use."""
+    return frozenset(name for name, label in labels.items() if any(allow.who == "ra" for allow in label.allow))
+
+
 def _allow(table: Table) -> Allow:
-    ways: tuple[Literal["basic", "certificate", "issued"], ...] = ("basic", "certificate", "issued")
+    ways: tuple[Literal["basic", "certificate", "issued", "ra"], ...] = ("basic", "certificate", "issued", "ra")
     if "who" not in table.left:
         table.wrong("who", "is missing (needs one of " + ", ".join(ways) + ")")
     who = table.choice("who", "issued", ways)
@@ -162,6 +170,7 @@ def _allow(table: Table) -> Allow:
         anchors=table.file("anchors") if who == "certificate" else None,
         crls=tuple(table.folder / one for one in table.strings("crls", ())) if who == "certificate" else (),
         labels=table.strings("labels", ()) if who == "issued" else (),
+        certificates=table.file("certificates") if who == "ra" else None,
     )
     table.done()
     return allow

@@ -19,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from estd import ledger_subjects
 from estd.issuance import serial_floor
 
 MIGRATIONS: tuple[str, ...] = (
@@ -120,6 +121,10 @@ class Reader:
         query = f"SELECT * FROM certificate WHERE serial IN ({', '.join('?' * len(serials))})"
         return {found[0]: Row(*found) for found in self._db.execute(query, tuple(serials))}
 
+    def find_subject(self, label: str, subject: str) -> list[Row]:
+        """What a label issued last for a subject (RFC 4514), newest first; see ledger_subjects."""
+        return [Row(*found) for found in ledger_subjects.find(self._db, label, subject)]
+
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None:
         """The unrevoked certificate that was issued in that millisecond for a request with that key."""
         found = self._db.execute(
@@ -211,6 +216,10 @@ class Writer(Reader):
         self._db.execute("PRAGMA synchronous = FULL")
         # Checkpoints of 500 pages hold a batch up for 3 ms, SQLite's 1000 for 4 and 2000 for 10; all cost the same.
         self._db.execute("PRAGMA wal_autocheckpoint = 500")
+
+    def index_subjects(self, labels: Collection[str]) -> None:
+        """Have an index of subjects for these labels alone, which `find_subject` is asked for."""
+        ledger_subjects.keep(self._db, labels)
 
     def record(self, rows: Sequence[Row]) -> None:
         """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written."""

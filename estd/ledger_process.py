@@ -11,6 +11,7 @@ from typing import Any
 
 from estd.config import Config
 from estd.errors import EXIT_FATAL
+from estd.labels import with_registrars
 from estd.ledger import LedgerError, Writer
 from estd.ledger_link import LEDGER_DOOR, WriterService, frame
 from estd.logs import Log
@@ -19,7 +20,9 @@ from estd.sockets import Frame, FrameServer, Peer
 
 class LedgerProcess:
     def __init__(self, *, config: Config, listener: socket.socket, log: Log) -> None:
-        self._service = WriterService(Writer(config.ledger))
+        writer = Writer(config.ledger)
+        writer.index_subjects(with_registrars(config.labels))
+        self._service = WriterService(writer)
         self._log = log
         self._arrived: list[tuple[Peer, dict[str, Any]]] = []
         self._draining = False

@@ -25,6 +25,7 @@ from estd.identify import Anchors
 from estd.issuance import CaCertificate, Issuer
 from estd.labels import Allow, Label
 from estd.policy import LabelPolicy, Rule
+from estd.ras import RaFile
 
 T = TypeVar("T")
 
@@ -79,8 +80,10 @@ def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
     return CaCertificate.of(own, path[1:])
 
 
-def _rule(allow: Allow) -> Rule:
-    """The rule with its anchors and CRLs. Raises OSError or ValueError."""
+def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
+    """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
+    if allow.certificates is not None and ca is not None:
+        return Rule(allow=allow, anchors=None, crls=None, ras=RaFile(allow.certificates, ca.certificate.subject))
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
     found = certificates(allow.anchors)
@@ -112,7 +115,8 @@ def read(config: Config) -> tuple[Material, list[str]]:
             rules=tuple(
                 rule
                 for index, allow in enumerate(label.allow)
-                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow))) is not None
+                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow, cas.get(label.ca))))
+                is not None
             ),
             profiles=config.profiles,
         )

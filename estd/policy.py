@@ -23,6 +23,7 @@ from estd.csr import CertificationRequest
 from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
 from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
+from estd.ras import RaFile
 
 
 class Issued(NamedTuple):
@@ -57,6 +58,7 @@ class Rule:
     allow: Allow
     anchors: Anchors | None
     crls: CrlFiles | None
+    ras: RaFile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,15 @@ class Client(NamedTuple):
     names: names.Names
     profile: str
     issued: bool
+    ra: bool = False
+    """A registration authority, which asks for others."""
+
+
+class Renewed(NamedTuple):
+    """The device's certificate that a registration authority renews, and its profile."""
+
+    certificate: ClientCertificate
+    profile: str
 
 
 def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: float) -> Client:
@@ -111,6 +122,8 @@ def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: 
                 raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
             elif rule.allow.who == "issued":
                 client = _by_issued(rule, evidence, evidence.certificate, policy, issued, now)
+            elif rule.allow.who == "ra":
+                client = _by_ra(rule, evidence.certificate, issued, now)
             else:
                 client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
         except EstError as refusal:
@@ -174,6 +187,28 @@ def _by_issued(
     )
 
 
+def _by_ra(rule: Rule, certificate: ClientCertificate, issued: Issued | None, now: float) -> Client | None:
+    """R16: listed, and issued by this CA, which alone knows whether it is revoked; the names are its requests'."""
+    assert rule.ras is not None
+    assert rule.allow.profile is not None
+    if not rule.ras.lists(certificate.der):
+        return None
+    if issued is None:
+        raise Unauthenticated(
+            Reason.CERT_UNKNOWN, "The registration authority's certificate is listed, but this CA did not issue it."
+        )
+    if certificate.fault is not None:
+        raise certificate.fault
+    certificate.check_time(now)
+    return Client(
+        identity=f"ra:{certificate.serial.hex()} {certificate.shown}",
+        names=names.Names(subject=x509.Name([]), san=()),
+        profile=rule.allow.profile,
+        issued=False,
+        ra=True,
+    )
+
+
 def _by_anchors(
     rule: Rule, certificate: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
 ) -> Client:
@@ -190,14 +225,20 @@ def _by_anchors(
     )
 
 
-def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: CertificationRequest) -> Authorised:
+def authorise(
+    policy: LabelPolicy,
+    evidence: Evidence,
+    client: Client,
+    request: CertificationRequest,
+    for_device: Renewed | None = None,
+) -> Authorised:
     """What `client` gets for `request`. A 403 for names or a renewal that it may not have, a 400 for the wrong linking
-    or a key that the profile does not take."""
-    _check_linking(policy.label, evidence, request)
-    profile = policy.profiles[client.profile]
-    certificate = evidence.certificate
+    or a key that the profile does not take. `for_device` is what a registration authority renews."""
+    if not client.ra:  # whose devices linked their requests to another TLS session, the one between them and it
+        _check_linking(policy.label, evidence, request)
+    profile = policy.profiles[for_device.profile if for_device is not None else client.profile]
     asked = names.of_extensions(request.subject, request.extensions)
-    renewed = certificate if client.issued else None
+    renewed = evidence.certificate if client.issued else for_device.certificate if for_device is not None else None
     if evidence.renewal and renewed is None:
         raise Forbidden(
             Reason.NOT_ISSUED,
@@ -221,7 +262,7 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
     return Authorised(
         label=policy.label,
         profile=profile,
-        identity=client.identity,
+        identity=f"{client.identity} for {granted.text or granted.san}" if client.ra else client.identity,
         names=granted,
         request=request,
         renews=renewed.serial if renewed is not None else None,

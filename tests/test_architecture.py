@@ -15,11 +15,11 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "demo_renewal", "der", "frames", "repeats", "tls", "toml_table"),
-    ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
+    ("labels", "ledger_subjects", "ras", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
     ("identify", "ledger"),
     ("policy", "ledger_link", "superseding"),
-    ("material",),
+    ("material", "registrar"),
     ("batch", "edge", "ledger_process", "supervisor"),
     ("issuer", "exposition"),
     ("admin", "checks", "instance"),
@@ -46,7 +46,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "admin": "the admin port",
     },
     "uvloop": {"edge": "the loop that serves devices"},
-    "sqlite3": {"ledger": "the one database"},
+    "sqlite3": {"ledger": "the one database", "ledger_subjects": "one of its indexes"},
     "prometheus_client": {"admin": "the text format", "exposition": "the families"},
     "OpenSSL": {
         "tls": "the transport",
@@ -61,7 +61,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames")
+PURE = ("csr", "wire", "names", "policy", "registrar", "identify", "issuance", "der", "repeats", "frames")
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",

@@ -140,6 +140,7 @@ def test_an_unknown_key_is_named_with_its_path(section: str, path: str) -> None:
         ("profile.device", 'dns = "*.example.com"'),
         ("profile.device", "dns = [1]"),
         ("profile.device", "max_names = -1"),
+        ("profile.device", 'supersede = "always"'),
         ("label.default", 'linking = "on"'),
         ("label.default", 'renew = "never"'),
         ("label.default", 'pem = "no"'),
@@ -262,6 +263,8 @@ def test_a_reference_leads_somewhere(section: str, lines: list[str], told: str) 
         ("issued", 'anchors = "file"'),
         ("basic", 'crls = ["file"]'),
         ("certificate", 'labels = ["default"]'),
+        ("certificate", 'certificates = "file"'),
+        ("issued", 'certificates = "file"'),
     ],
 )
 def test_a_rule_has_only_the_keys_of_its_kind(who: str, line: str) -> None:
