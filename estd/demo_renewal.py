@@ -1,5 +1,5 @@
-"""The demonstration's label `renewal`, for devices that come back late or twice, and `line`, whose registration
-authorities ask for others (docs/renewal.md)."""
+"""The demonstration's label `renewal`, for devices that come back late, renamed or twice, and `line`, whose
+registration authorities ask for others (docs/renewal.md)."""
 
 LABELS = """
 # A label that renews devices that slept past their certificate's end (docs/renewal.md).
@@ -10,6 +10,7 @@ supersede = "when-seen"
 
 [label.renewal]
 ca = "root"
+change_names = true
 expired_window = "30d"
 
 [[label.renewal.allow]]

@@ -86,6 +86,8 @@ class Label:
     cacerts_one_line: bool
     body_bytes: int
     repeat_seconds: int
+    change_names: bool = False
+    """Whether a re-enrolment may ask for other names by ChangeSubjectName (RFC 6402 §2.8)."""
     expired_seconds: int = 0
     """How long after its notAfter a certificate of ours still renews itself."""
 
@@ -195,6 +197,7 @@ def read_label(name: str, table: Table) -> Label:
         cacerts_one_line=table.flag("cacerts_one_line", False),
         body_bytes=table.size("body_limit", "64KiB", "1MiB"),
         repeat_seconds=table.seconds("repeat_window", "10m", "3h"),
+        change_names=table.flag("change_names", False),
         expired_seconds=table.seconds("expired_window", "0s"),
     )
     table.done()

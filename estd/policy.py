@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 
-from estd import names
+from estd import names, renaming
 from estd.crl import CrlFiles
 from estd.csr import CertificationRequest
 from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
@@ -252,6 +252,8 @@ def authorise(
             policy.label, renewed, request, asked, strict=evidence.renewal or profile.other_names == "refuse"
         )
         granted = renewed.names
+        if evidence.renewal and renaming.asks(request):
+            granted = _renamed(policy.label, request, granted, profile)
     else:
         granted = names.grant(asked, client.names, profile)
     if request.key_kind not in profile.keys:
@@ -268,6 +270,19 @@ def authorise(
         renews=renewed.serial if renewed is not None else None,
         repeat_key=_repeat_key(evidence, client, granted, profile, request),
     )
+
+
+def _renamed(label: Label, request: CertificationRequest, current: names.Names, profile: Profile) -> names.Names:
+    """R23: the other names that a re-enrolment asks for, if the label lets it and its profile grants them all."""
+    asked = renaming.read(request, current)
+    if asked is None or names.same(asked, current):
+        return current
+    if not label.change_names:
+        raise Forbidden(
+            Reason.NAME_REFUSED,
+            "This label renews certificates with the names that they have; leave ChangeSubjectName out of the request.",
+        )
+    return names.grant(asked, current, profile)
 
 
 def _check_linking(label: Label, evidence: Evidence, request: CertificationRequest) -> None:

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "demo_renewal", "der", "frames", "repeats", "tls", "toml_table"),
     ("labels", "ledger_subjects", "ras", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
-    ("identify", "ledger"),
+    ("identify", "ledger", "renaming"),
     ("policy", "ledger_link", "superseding"),
     ("material", "registrar"),
     ("batch", "edge", "ledger_process", "supervisor"),
@@ -61,7 +61,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "registrar", "identify", "issuance", "der", "repeats", "frames")
+PURE = ("csr", "wire", "names", "policy", "registrar", "renaming", "identify", "issuance", "der", "repeats", "frames")
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",

@@ -146,6 +146,7 @@ def test_an_unknown_key_is_named_with_its_path(section: str, path: str) -> None:
         ("label.default", 'pem = "no"'),
         ("label.default", 'body_limit = "64KB"'),
         ("label.default", 'expired_window = "30"'),
+        ("label.default", 'change_names = "yes"'),
         ("label.default", "allow = 1"),
     ],
 )
