@@ -13,6 +13,7 @@ from pathlib import Path
 
 from estd.errors import ConfigError
 from estd.labels import Label, Profile, read_label, read_profile
+from estd.proxy_settings import ProxySettings, read_proxy
 from estd.toml_table import Address, Table, address
 
 
@@ -67,6 +68,7 @@ class Config:
     cas: dict[str, Ca]
     profiles: dict[str, Profile]
     labels: dict[str, Label]
+    proxies: dict[str, ProxySettings]
 
     @property
     def run(self) -> Path:
@@ -130,6 +132,8 @@ def _cross_check(config: Config) -> list[str]:
         where = f"label.{label.name}"
         if label.ca not in config.cas:
             problems.append(f"{where}.ca: there is no [ca.{label.ca}]")
+        strange = [one for one in label.proxies if one not in config.proxies]
+        problems += [f"{where}.proxies: there is no [proxy.{one}]" for one in strange]
         for index, allow in enumerate(label.allow):
             if allow.profile is not None and allow.profile not in config.profiles:
                 problems.append(f"{where}.allow[{index}].profile: there is no [profile.{allow.profile}]")
@@ -162,6 +166,7 @@ def parse(text: str, folder: Path) -> Config:
         ledger=ledger.file("path", "ledger.sqlite3"),
         cas={name: _ca(name, table) for name, table in root.tables("ca").items()},
         profiles={name: read_profile(name, table) for name, table in root.tables("profile").items()},
+        proxies={name: read_proxy(name, table) for name, table in root.tables("proxy").items()},
         labels={name: read_label(name, table) for name, table in root.tables("label").items()},
     )
     ledger.done()

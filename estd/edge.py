@@ -17,7 +17,7 @@ import uvloop
 from aiohttp import http_parser, web
 from OpenSSL import SSL
 
-from estd import csr, der, frames, metrics, tls, wire
+from estd import csr, der, frames, metrics, proxy, tls, wire
 from estd.config import Config
 from estd.credentials import Credentials, read_header
 from estd.errors import (
@@ -70,6 +70,7 @@ class _Served:
         self.number = number
         self.label = label
         self.cacerts = cacerts_body(material, label)
+        self.proxies = [material.proxies[name] for name in label.proxies]
         self.basic = [
             (index, Credentials(rule.credentials))
             for index, rule in enumerate(label.allow)
@@ -87,6 +88,7 @@ class Edge:
         self._log = log
         self._numbers = itertools.count(1)
         self._draining = False
+        self._has_proxies = bool(config.proxies)
         self._tells_seen = bool(superseding(config.profiles))
         served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
@@ -185,6 +187,9 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
+        passed_on = self._passed_on(request, served, chain) if self._has_proxies else None
+        if passed_on is not None:
+            chain = passed_on  # the connection's own certificate is the proxy's
         user, rule = await self._basic(request, served, seen)
         if not chain and user is None:
             raise Unauthenticated(
@@ -197,7 +202,8 @@ class Edge:
             raise UnsupportedMediaType(Reason.MEDIA_TYPE, "A request's body may not be compressed.")
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
-        binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
+        linked = passed_on is None and csr.has_challenge_password(sent.csr_der)
+        binding = connection.channel_binding() if linked else b""
         link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(sent.csr_der) % len(self._links)]
         given = await link.ask(
             Request(
@@ -219,6 +225,17 @@ class Edge:
             )
         seen.serial = given.serial.hex()
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
+
+    def _passed_on(self, request: web.BaseRequest, served: _Served, chain: bytes) -> bytes | None:
+        """What a proxy passes on of its client; None where the connection is the client's own."""
+        given = proxy.passed_on(served.proxies, request.headers, request.remote or "", chain, time.time())
+        if given is not None and served.label.linking == "demanded":
+            raise BadRequest(
+                Reason.LINKING,
+                "This label demands linked proof of possession, and a proxy ends the TLS connection that it links to: "
+                "reach this server directly, or another label.",
+            )
+        return given
 
     async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:
         """The name of a right credential and the rule it belongs to. A 401 where it is wrong."""

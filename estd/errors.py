@@ -2,9 +2,9 @@
 
     EstError                  status   reasons
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
-    │                                linking bad_http
+    │                                linking bad_http proxy
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
-    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused
+    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused proxy
     ├─ NotFound               404      unknown_label unknown_operation
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
@@ -55,6 +55,7 @@ class Reason(StrEnum):
     LEDGER_AWAY = "ledger_away"
     DEADLINE = "deadline"
     INTERNAL = "internal"
+    PROXY = "proxy"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)

@@ -86,6 +86,8 @@ class Label:
     cacerts_one_line: bool
     body_bytes: int
     repeat_seconds: int
+    proxies: tuple[str, ...] = ()
+    """Which [proxy.NAME] may pass devices' certificates on."""
     change_names: bool = False
     """Whether a re-enrolment may ask for other names by ChangeSubjectName (RFC 6402 §2.8)."""
     expired_seconds: int = 0
@@ -197,6 +199,7 @@ def read_label(name: str, table: Table) -> Label:
         cacerts_one_line=table.flag("cacerts_one_line", False),
         body_bytes=table.size("body_limit", "64KiB", "1MiB"),
         repeat_seconds=table.seconds("repeat_window", "10m", "3h"),
+        proxies=table.strings("proxies", ()),
         change_names=table.flag("change_names", False),
         expired_seconds=table.seconds("expired_window", "0s"),
     )

@@ -25,6 +25,8 @@ from estd.identify import Anchors
 from estd.issuance import CaCertificate, Issuer
 from estd.labels import Allow, Label
 from estd.policy import LabelPolicy, Rule
+from estd.proxy import Proxy, validities
+from estd.proxy_settings import ProxySettings
 from estd.ras import RaFile
 
 T = TypeVar("T")
@@ -40,6 +42,7 @@ class Material:
     """In the order of the configuration's labels, which is their number in frames."""
     issuers: dict[tuple[str, str], Issuer]
     """By CA and profile."""
+    proxies: dict[str, Proxy]
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
@@ -90,6 +93,12 @@ def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
     return Rule(allow=allow, anchors=Anchors(found), crls=CrlFiles(allow.crls, found))
 
 
+def _proxy(settings: ProxySettings) -> Proxy:
+    """Raises OSError or ValueError."""
+    listed = None if settings.certificates is None else validities(certificates(settings.certificates))
+    return Proxy(name=settings.name, form=settings.form, networks=settings.networks, certificates=listed)
+
+
 def read(config: Config) -> tuple[Material, list[str]]:
     """The material, and what is wrong with its files; with problems, the material is of no use."""
     problems: list[str] = []
@@ -124,7 +133,12 @@ def read(config: Config) -> tuple[Material, list[str]]:
     )
     pairs = {(label.ca, profile) for label in config.labels.values() for profile in config.profiles}
     issuers = {(ca, profile): Issuer(cas[ca], config.profiles[profile]) for ca, profile in sorted(pairs) if ca in cas}
-    return Material(config=config, cas=cas, policies=policies, issuers=issuers), problems
+    proxies = {
+        name: proxy
+        for name, settings in config.proxies.items()
+        if (proxy := attempt(f"proxy.{name}.certificates", partial(_proxy, settings))) is not None
+    }
+    return Material(config=config, cas=cas, policies=policies, issuers=issuers, proxies=proxies), problems
 
 
 def load(config: Config) -> Material:

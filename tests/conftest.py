@@ -17,6 +17,7 @@ _PACKAGES = {
     "curl": "curl",
     "pki": "strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins",
     "java": "default-jdk-headless",
+    "haproxy": "haproxy",
     "promtool": "prometheus (or make test, which fetches promtool alone)",
 }
 

@@ -15,8 +15,11 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "demo_renewal", "der", "frames", "repeats", "tls", "toml_table"),
-    ("labels", "ledger_subjects", "ras", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
+    (
+        "labels", "ledger_subjects", "proxy_settings", "ras", "wire", "csr", "metrics", "credentials", "crl", "client",
+        "sockets", "http",
+    ),
+    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "proxy"),
     ("identify", "ledger", "renaming"),
     ("policy", "ledger_link", "superseding"),
     ("material", "registrar"),
@@ -25,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("admin", "checks", "instance"),
     ("serve", "child"),
     ("cli",),
-)
+)  # fmt: skip
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
 
 HSM_LAYERS: tuple[tuple[str, ...], ...] = (("errors",), ("token",), ("session",), ("keys", "pool"))
@@ -61,7 +64,10 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "registrar", "renaming", "identify", "issuance", "der", "repeats", "frames")
+PURE = (
+    "csr", "wire", "names", "policy", "proxy", "registrar", "renaming", "identify", "issuance", "der", "repeats",
+    "frames",
+)  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",
