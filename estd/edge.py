@@ -11,16 +11,16 @@ import itertools
 import signal
 import socket
 import time
-from collections.abc import Callable
 
 import uvloop
 from aiohttp import http_parser, web
 from OpenSSL import SSL
 
-from estd import csr, frames, keygen, metrics, tls, wire
+from estd import csr, der, frames, keygen, metrics, proxy, tls, wire
 from estd.config import Config
 from estd.credentials import Credentials, read_header
 from estd.crl_file import CrlBody
+from estd.doors import Doors
 from estd.errors import (
     BY_STATUS,
     EXIT_FATAL,
@@ -38,7 +38,7 @@ from estd.errors import (
 from estd.frames import Request
 from estd.http import Answer, HttpServer, answer, head, nothing, respond
 from estd.issuer_link import IssuerLink
-from estd.labels import OPERATIONS, Label
+from estd.labels import OPERATIONS, Label, superseding
 from estd.logs import Log
 from estd.material import Material, cacerts_body, csrattrs_body, load
 
@@ -47,6 +47,8 @@ _HERD = 100
 """Connections; each had about 60 KB while it was open."""
 _ROOT = "/.well-known/est/"
 _ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
+_POSTED = {*_ENROLMENTS, "serverkeygen"}
+"""What shows the client's certificate to an issuer."""
 _TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
 """What is the same for everybody, and its media type."""
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
@@ -80,6 +82,7 @@ class _Served:
         if self.generated:
             self.operations.append("serverkeygen")
         self.crl: CrlBody | None = None
+        self.proxies = [material.proxies[name] for name in label.proxies]
         self.basic = [
             (index, Credentials(rule.credentials))
             for index, rule in enumerate(label.allow)
@@ -98,6 +101,8 @@ class Edge:
         self._numbers = itertools.count(1)
         self._draining = False
         self._keys = keygen.KeyService(keygen.SoftwareKeys())
+        self._has_proxies = bool(config.proxies)
+        self._tells_seen = bool(superseding(config.profiles))
         served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
         self._routes: dict[str, tuple[_Served, str]] = {}
@@ -168,6 +173,8 @@ class Edge:
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
+        if self._tells_seen and operation not in _POSTED:
+            self._tell_seen(request.get_extra_info("tls"))
         if operation in _TOLD:
             if request.method not in ("GET", "HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
@@ -180,6 +187,12 @@ class Edge:
         if request.method != "POST":
             raise MethodNotAllowed("POST")
         return await self._enroll(request, served, operation, seen)
+
+    def _tell_seen(self, connection: tls.TlsConnection) -> None:
+        """Once for a connection: its client's certificate was seen, which may supersede the one that it renewed."""
+        if not connection.told and (chain := connection.client_chain()):
+            connection.told = True
+            self._links[0].tell_seen(chain[: der.element_end(chain, 0)])
 
     def _not_found(self, path: str) -> NotFound:
         label, _, operation = path.removeprefix(_ROOT).rpartition("/")
@@ -204,6 +217,9 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
+        passed_on = self._passed_on(request, served, chain) if self._has_proxies else None
+        if passed_on is not None:
+            chain = passed_on  # the connection's own certificate is the proxy's
         user, rule = await self._basic(request, served, seen)
         if not chain and user is None:
             raise Unauthenticated(
@@ -216,7 +232,8 @@ class Edge:
             raise UnsupportedMediaType(Reason.MEDIA_TYPE, "A request's body may not be compressed.")
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
-        binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
+        linked = passed_on is None and csr.has_challenge_password(sent.csr_der)
+        binding = connection.channel_binding() if linked else b""
 
         async def ask(kind: int, csr_der: bytes) -> frames.Answer:
             link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(csr_der) % len(self._links)]
@@ -247,6 +264,17 @@ class Edge:
             return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
         given = await ask(_ENROLMENTS[operation], sent.csr_der)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
+
+    def _passed_on(self, request: web.BaseRequest, served: _Served, chain: bytes) -> bytes | None:
+        """What a proxy passes on of its client; None where the connection is the client's own."""
+        given = proxy.passed_on(served.proxies, request.headers, request.remote or "", chain, time.time())
+        if given is not None and served.label.linking == "demanded":
+            raise BadRequest(
+                Reason.LINKING,
+                "This label demands linked proof of possession, and a proxy ends the TLS connection that it links to: "
+                "reach this server directly, or another label.",
+            )
+        return given
 
     async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:
         """The name of a right credential and the rule it belongs to. A 401 where it is wrong."""
@@ -288,25 +316,6 @@ class Edge:
 
     def drain(self) -> None:
         self._draining = True
-
-
-class _Doors:
-    """The listening socket of one edge. Closed to pause: the supervisor holds the socket too, so that the kernel's
-    queue keeps who arrives meanwhile."""
-
-    def __init__(self, listener: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
-        self._listener = listener
-        self._factory = factory
-        self._server: asyncio.Server | None = None
-
-    async def open(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._factory, sock=self._listener.dup(), backlog=4096)
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
 
 
 async def serve(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log) -> None:
@@ -362,7 +371,7 @@ async def serve(config: Config, index: int, listener: socket.socket, slot: metri
 
     give_back()
     reopening: list[asyncio.Task[None]] = []
-    doors = _Doors(listener, begin)
+    doors = Doors(listener, begin)
     async with asyncio.TaskGroup() as connecting:
         for link in links:
             connecting.create_task(link.connect())

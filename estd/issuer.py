@@ -22,12 +22,14 @@ from estd.config import Config
 from estd.crl_keeper import CrlKeeper
 from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
+from estd.labels import with_registrars
 from estd.ledger import LedgerError, Writer
 from estd.ledger_link import LEDGER_DOOR, RemoteWriter, WriterService, frame
 from estd.logs import Log
 from estd.material import Material, load, read_pin
 from estd.repeats import Repeats
 from estd.sockets import Frame, FrameServer, Peer
+from estd.superseding import SIGHTINGS_MAX
 from hsm.errors import TokenError
 from hsm.pool import SessionPool
 from hsm.session import Job, SigningKey
@@ -66,6 +68,7 @@ class IssuerProcess:
         self._index = index
         self._requests: deque[tuple[Peer, Request]] = deque()
         self._cancelled: set[tuple[Peer, int]] = set()
+        self._sighted: deque[bytes] = deque(maxlen=SIGHTINGS_MAX)
         self._draining = False
         self._beside = 0
         """How many were being worked on or had arrived when the last batch was answered."""
@@ -75,6 +78,7 @@ class IssuerProcess:
         self._ledger: Writer | RemoteWriter
         if config.server.issuers == 1:
             writer = Writer(config.ledger)
+            writer.index_subjects(with_registrars(config.labels))
             self._ledger = writer
             self._service = WriterService(writer, slot)
         else:
@@ -106,6 +110,8 @@ class IssuerProcess:
             request = frames.unpack_request(data, start, end)
             if request.kind == frames.CANCEL:
                 self._cancelled.add((peer, request.id))
+            elif request.kind == frames.SEEN:
+                self._sighted.append(request.chain)
             else:
                 self._requests.append((peer, request))
 
@@ -143,6 +149,8 @@ class IssuerProcess:
                     return status
             elif self._draining and not self._server.has_unsent:
                 return 0
+            self._line.settle(self._sighted)
+            self._sighted.clear()
             if has_crls:
                 making_crls = self._crls.step()
 

@@ -26,6 +26,9 @@ from estd.identify import Anchors
 from estd.issuance import CaCertificate, Issuer
 from estd.labels import Allow, Label
 from estd.policy import LabelPolicy, Rule
+from estd.proxy import Proxy, validities
+from estd.proxy_settings import ProxySettings
+from estd.ras import RaFile
 
 T = TypeVar("T")
 
@@ -40,6 +43,7 @@ class Material:
     """In the order of the configuration's labels, which is their number in frames."""
     issuers: dict[tuple[str, str], Issuer]
     """By CA and profile."""
+    proxies: dict[str, Proxy]
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
@@ -82,12 +86,20 @@ def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
     return CaCertificate.of(own, path[1:])
 
 
-def _rule(allow: Allow) -> Rule:
-    """The rule with its anchors and CRLs. Raises OSError or ValueError."""
+def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
+    """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
+    if allow.certificates is not None and ca is not None:
+        return Rule(allow=allow, anchors=None, crls=None, ras=RaFile(allow.certificates, ca.certificate.subject))
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
     found = certificates(allow.anchors)
     return Rule(allow=allow, anchors=Anchors(found), crls=CrlFiles(allow.crls, found))
+
+
+def _proxy(settings: ProxySettings) -> Proxy:
+    """Raises OSError or ValueError."""
+    listed = None if settings.certificates is None else validities(certificates(settings.certificates))
+    return Proxy(name=settings.name, form=settings.form, networks=settings.networks, certificates=listed)
 
 
 def read(config: Config) -> tuple[Material, list[str]]:
@@ -115,7 +127,8 @@ def read(config: Config) -> tuple[Material, list[str]]:
             rules=tuple(
                 rule
                 for index, allow in enumerate(label.allow)
-                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow))) is not None
+                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow, cas.get(label.ca))))
+                is not None
             ),
             profiles=config.profiles,
             demands=csrattrs.demands(label, config.profiles) if label.enforce_csrattrs else None,
@@ -128,7 +141,12 @@ def read(config: Config) -> tuple[Material, list[str]]:
         for ca, profile in sorted(pairs)
         if ca in cas
     }
-    return Material(config=config, cas=cas, policies=policies, issuers=issuers), problems
+    proxies = {
+        name: proxy
+        for name, settings in config.proxies.items()
+        if (proxy := attempt(f"proxy.{name}.certificates", partial(_proxy, settings))) is not None
+    }
+    return Material(config=config, cas=cas, policies=policies, issuers=issuers, proxies=proxies), problems
 
 
 def load(config: Config) -> Material:
