@@ -368,10 +368,12 @@ def test_what_estd_judges_it_judges_behind_the_proxy_too(stage: Stage, folder: P
     assert refusal(lambda: enroll(stage.server, cert=own))[0] == 401
 
 
-def post(server: Server, label: str | None, given_: dict[str, str], **options: Any) -> tuple[int, str]:
+def post(
+    server: Server, label: str | None, given_: dict[str, str], *, operation: str = "simpleenroll", **options: Any
+) -> tuple[int, str]:
     with server.client(label=label, **options) as client:
         body = make.body(make.csr(subject=make.name("device-1")))
-        response = client.request("POST", "simpleenroll", body, Content_Type="application/pkcs10", **given_)
+        response = client.request("POST", operation, body, Content_Type="application/pkcs10", **given_)
         told = response.read().decode(errors="replace")
         return response.status, response.headers.get("Estd-Error") or told
 
@@ -382,13 +384,15 @@ def test_a_device_that_writes_the_header_is_refused(stage: Stage) -> None:
     idevid = x509.load_pem_x509_certificate(stage.server.idevid_files[0].read_bytes())
     written = {"Client_Cert": f":{base64.b64encode(idevid.public_bytes(make.Encoding.DER)).decode()}:"}
     signed = stage.server.metric("estd_certificates_total")
-    for label in (None, "strict", "sites"):
+    enrolments = ((None, "simpleenroll"), ("strict", "simpleenroll"), ("sites", "simpleenroll"))
+    for label, operation in (*enrolments, (None, "serverkeygen"), ("keys", "serverkeygen")):
         for options in ({}, {"cert": stage.server.idevid_files}, {"basic": True}):
-            status, sentence = post(stage.server, label, written, **options)
+            status, sentence = post(stage.server, label, written, operation=operation, **options)
             assert (status, "proxies alone" in sentence) == (403, True)
-    assert post(stage.front, None, written)[0] == 401
+    for operation in ("simpleenroll", "serverkeygen"):
+        assert post(stage.front, None, written, operation=operation)[0] == 401
     assert stage.server.metric("estd_certificates_total") == signed
-    assert stage.server.metric("estd_rejections_total", reason="proxy") >= 9
+    assert stage.server.metric("estd_rejections_total", reason="proxy") >= 15
 
 
 def test_linking_ends_at_the_proxy(stage: Stage) -> None:
