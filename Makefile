@@ -10,7 +10,7 @@ DEMO   ?= demo
 
 RUN_PACKAGES  := softhsm2 openssl curl python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins \
-                 default-jdk-headless libbcprov-java libbcpkix-java libbcutil-java libbctls-java chromium
+                 default-jdk-headless libbcprov-java libbcpkix-java libbcutil-java libbctls-java chromium haproxy
 
 .PHONY: run test lint types lock clean system-run system-test bench
 

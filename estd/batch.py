@@ -9,22 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import pairwise
+from functools import partial
 from typing import Protocol
 
-from cryptography import x509
-
-from estd import csr, der, frames, holding, metrics, policy
+from estd import csr, frames, holding, metrics, policy, registrar
 from estd.errors import REASONS, EstError, NotFound, Reason, Unavailable
 from estd.frames import Answer, Request
-from estd.identify import ClientCertificate
+from estd.identify import client_chain
 from estd.issuance import CertificateDer, Issuer, Prepared, serials
+from estd.labels import superseding
 from estd.ledger import LedgerBroken, Row
 from estd.ledger_requests import Held
 from estd.material import Material
 from estd.policy import Authorised, Client, Evidence, Issued
 from estd.repeats import Repeats
+from estd.superseding import Superseding
 from hsm.errors import TokenError, TokenTransient
 from hsm.session import Job
 
@@ -44,9 +43,11 @@ class Ledger(Protocol):
     """The seam to the ledger. Every call may raise LedgerError."""
 
     def find_many(self, serials: Collection[bytes]) -> Mapping[bytes, Row]: ...
+    def find_subject(self, label: str, subject: str) -> Sequence[Row]: ...
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None: ...
     def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]: ...
     def record(self, rows: Sequence[Row], held: Held) -> Collection[bytes]: ...
+    def supersede(self, serials: Sequence[bytes], when: int) -> None: ...
     def store_health(self, slot: int, at: float) -> None: ...
     @property
     def requests(self) -> holding.Requests: ...
@@ -101,6 +102,8 @@ class BatchLine:
         self._slot = slot
         self._report = report
         self._clock = clock
+        profiles = superseding(material.config.profiles)
+        self._superseding = Superseding(profiles, slot, report) if profiles else None
 
     def run(self, requests: Sequence[Request]) -> list[Answer]:
         """An answer for each request, in any order. Raises Fatal, with answers for all, when the process must end."""
@@ -171,7 +174,7 @@ class BatchLine:
         request = item.request
         if time.monotonic() > request.deadline:
             raise Unavailable(Reason.DEADLINE, "The request waited too long for its turn.")
-        certificate, intermediates = _client_chain(request.chain) if request.chain else (None, ())
+        certificate, intermediates = client_chain(request.chain) if request.chain else (None, ())
         item.evidence = Evidence(
             label=item.policy.label.name,
             renewal=request.kind == frames.RENEW,
@@ -189,13 +192,24 @@ class BatchLine:
         shown = [item for item in items if item.evidence is not None and item.evidence.certificate is not None]
         serials = {item.evidence.certificate.serial for item in shown if item.evidence and item.evidence.certificate}
         try:
-            return self._ledger.find_many(serials) if serials else {}
+            held = self._ledger.find_many(serials) if serials else {}
         except Exception as error:
             self._report("step_failed", error=repr(error)[:500], step="find_many")
             trouble = Unavailable(Reason.INTERNAL, "The ledger could not be asked; the server's log says why.")
             for item in shown:
                 item.answer = refusal(item.request.id, trouble)
             return {}
+        if self._superseding is not None:
+            for item in shown:
+                if item.evidence and item.evidence.certificate:
+                    self._superseding.saw(item.evidence.certificate, held.get(item.evidence.certificate.serial))
+        return held
+
+    def settle(self, sighted: Collection[bytes] = ()) -> None:
+        """Between batches: revoke what is superseded by the certificates that were seen, in requests or by an edge.
+        Raises LedgerBroken when the process must end."""
+        if self._superseding is not None:
+            self._superseding.settle(sighted, self._ledger, self._clock())
 
     def _identify(self, held: Mapping[bytes, Row], item: _Item, now: float) -> None:
         assert item.evidence is not None
@@ -210,7 +224,8 @@ class BatchLine:
         assert item.evidence is not None
         assert item.client is not None
         assert item.csr is not None
-        item.authorised = policy.authorise(item.policy, item.evidence, item.client, item.csr)
+        for_device = self._for_device(item, now) if item.client.ra and item.evidence.renewal else None
+        item.authorised = policy.authorise(item.policy, item.evidence, item.client, item.csr, for_device)
         if item.evidence.key_to_come:
             item.answer = _issued(item, b"", b"")
             return
@@ -223,6 +238,14 @@ class BatchLine:
                 self._slot.count(metrics.REPEATED.at)
                 item.answer = _issued(item, row.serial, row.certificate_der)
                 return
+
+    def _for_device(self, item: _Item, now: float) -> policy.Renewed:
+        """What a registration authority renews."""
+        assert item.evidence is not None
+        assert item.csr is not None
+        rows = self._ledger.find_subject(item.policy.label.name, item.csr.subject.rfc4514_string())
+        held = [one for one in map(_issued_before, rows) if one is not None]
+        return registrar.choose(item.policy, item.evidence, item.csr, held, now)
 
     def _hold(self, items: list[_Item], now: float) -> tuple[list[_Item], list[_Item]]:
         """Those that go on, and those that begin to wait for a person; who waits or is denied has its answer."""
@@ -319,22 +342,6 @@ def _issued_before(row: Row | None) -> Issued | None:
     )
 
 
-@lru_cache(maxsize=1024)
-def _client_chain(chain: bytes) -> tuple[ClientCertificate, tuple[x509.Certificate, ...]]:
-    """The client's certificate and its intermediates, out of DER after DER; kept, as devices keep connections."""
-    ends = [0]
-    while ends[-1] < len(chain):
-        ends.append(der.element_end(chain, ends[-1]))
-    parts = [chain[start:end] for start, end in pairwise(ends)]
-    intermediates: list[x509.Certificate] = []
-    for part in parts[1:]:
-        try:
-            intermediates.append(x509.load_der_x509_certificate(part))
-        except ValueError:
-            continue  # an intermediate that cannot be read can be on no path
-    return ClientCertificate.parse(parts[0]), tuple(intermediates)
-
-
 def _without_twins(items: list[_Item]) -> list[_Item]:
     """The items less those that repeat an earlier one, which are told their twin."""
     first: dict[bytes, _Item] = {}
@@ -346,6 +353,8 @@ def _without_twins(items: list[_Item]) -> list[_Item]:
 
 
 def _identity(item: _Item) -> str:
+    if item.authorised is not None:
+        return item.authorised.identity
     return item.client.identity if item.client else ""
 
 

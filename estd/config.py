@@ -14,6 +14,7 @@ from pathlib import Path
 from estd.crl_plan import CrlPlan, read_plan
 from estd.errors import ConfigError
 from estd.labels import Label, Profile, read_label, read_profile
+from estd.proxy_settings import ProxySettings, read_proxy
 from estd.toml_table import Address, Table, address
 
 
@@ -69,6 +70,7 @@ class Config:
     cas: dict[str, Ca]
     profiles: dict[str, Profile]
     labels: dict[str, Label]
+    proxies: dict[str, ProxySettings]
     approvers: Path | None
     """Credentials of those who may decide on waiting requests on the admin port; None: no page there."""
 
@@ -145,9 +147,16 @@ def _cross_check(config: Config) -> list[str]:
                 f"{where}.serverkeygen: cannot be had with approval, for each poll would bring a new key that waits "
                 "anew: give it a label of its own"
             )
+        strange = [one for one in label.proxies if one not in config.proxies]
+        problems += [f"{where}.proxies: there is no [proxy.{one}]" for one in strange]
         for index, allow in enumerate(label.allow):
             if allow.profile is not None and allow.profile not in config.profiles:
                 problems.append(f"{where}.allow[{index}].profile: there is no [profile.{allow.profile}]")
+            elif allow.who == "ra" and allow.profile and config.profiles[allow.profile].subject != "csr":
+                problems.append(
+                    f"{where}.allow[{index}].profile: a registration authority's names are the request's: "
+                    f'[profile.{allow.profile}] needs subject = "csr"'
+                )
             problems += [
                 f"{where}.allow[{index}].labels: there is no [label.{other}]"
                 for other in allow.labels
@@ -172,6 +181,7 @@ def parse(text: str, folder: Path) -> Config:
         ledger=ledger.file("path", "ledger.sqlite3"),
         cas={name: _ca(name, table) for name, table in root.tables("ca").items()},
         profiles={name: read_profile(name, table) for name, table in root.tables("profile").items()},
+        proxies={name: read_proxy(name, table) for name, table in root.tables("proxy").items()},
         labels={name: read_label(name, table) for name, table in root.tables("label").items()},
         approvers=admin.optional_file("credentials"),
     )

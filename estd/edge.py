@@ -16,9 +16,9 @@ import uvloop
 from aiohttp import http_parser, web
 from OpenSSL import SSL
 
-from estd import csr, frames, keygen, metrics, tls, wire
+from estd import csr, der, frames, keygen, metrics, proxy, tls, wire
 from estd.config import Config
-from estd.credentials import Credentials, read_header
+from estd.credentials import read_header
 from estd.crl_file import CrlBody
 from estd.doors import Doors
 from estd.errors import (
@@ -38,16 +38,18 @@ from estd.errors import (
 from estd.frames import Request
 from estd.http import Answer, HttpServer, answer, head, nothing, respond
 from estd.issuer_link import IssuerLink
-from estd.labels import OPERATIONS, Label
+from estd.labels import OPERATIONS, superseding
 from estd.logs import Log
-from estd.material import Material, cacerts_body, csrattrs_body, load
+from estd.material import Material, load
+from estd.served import ENROLMENTS, Served
 from estd.starting import Turn, issuer_socket
 
 _GIVE_BACK_SECONDS = 10.0
 _HERD = 100
 """Connections; each had about 60 KB while it was open."""
 _ROOT = "/.well-known/est/"
-_ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
+_POSTED = {*ENROLMENTS, "serverkeygen"}
+"""What shows the client's certificate to an issuer."""
 _TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
 """What is the same for everybody, and its media type."""
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
@@ -67,27 +69,6 @@ class _Seen:
         self.serial = ""
 
 
-class _Served:
-    """A label as an edge serves it."""
-
-    def __init__(self, number: int, label: Label, material: Material) -> None:
-        self.number = number
-        self.label = label
-        self.told = {"cacerts": cacerts_body(material, label), "csrattrs": csrattrs_body(material, label)}
-        self.operations = ["cacerts", *_ENROLMENTS]
-        if label.csrattrs != "off":
-            self.operations.append("csrattrs")
-        self.generated = keygen.kinds(label, material.config.profiles)
-        if self.generated:
-            self.operations.append("serverkeygen")
-        self.crl: CrlBody | None = None
-        self.basic = [
-            (index, Credentials(rule.credentials))
-            for index, rule in enumerate(label.allow)
-            if rule.credentials is not None
-        ]
-
-
 class Edge:
     def __init__(
         self, config: Config, material: Material, links: list[IssuerLink], slot: metrics.Slot, log: Log
@@ -99,9 +80,11 @@ class Edge:
         self._numbers = itertools.count(1)
         self._draining = False
         self._keys = keygen.KeyService(keygen.SoftwareKeys())
-        served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
+        self._has_proxies = bool(config.proxies)
+        self._tells_seen = bool(superseding(config.profiles))
+        served = [Served(number, label, material) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
-        self._routes: dict[str, tuple[_Served, str]] = {}
+        self._routes: dict[str, tuple[Served, str]] = {}
         for one in served:
             for operation in one.operations:
                 self._routes[f"{_ROOT}{one.label.name}/{operation}"] = (one, operation)
@@ -169,6 +152,8 @@ class Edge:
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
+        if self._tells_seen and operation not in _POSTED:
+            self._tell_seen(request.get_extra_info("tls"))
         if operation in _TOLD:
             if request.method not in ("GET", "HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
@@ -181,6 +166,12 @@ class Edge:
         if request.method != "POST":
             raise MethodNotAllowed("POST")
         return await self._enroll(request, served, operation, seen)
+
+    def _tell_seen(self, connection: tls.TlsConnection) -> None:
+        """Once for a connection: its client's certificate was seen, which may supersede the one that it renewed."""
+        if not connection.told and (chain := connection.client_chain()):
+            connection.told = True
+            self._links[0].tell_seen(chain[: der.element_end(chain, 0)])
 
     def _not_found(self, path: str) -> NotFound:
         label, _, operation = path.removeprefix(_ROOT).rpartition("/")
@@ -198,13 +189,16 @@ class Edge:
         return NotFound(Reason.UNKNOWN_OPERATION, "There is no such operation; try cacerts or simpleenroll.")
 
     async def _enroll(
-        self, request: web.BaseRequest, served: _Served, operation: str, seen: _Seen
+        self, request: web.BaseRequest, served: Served, operation: str, seen: _Seen
     ) -> web.StreamResponse:
         """simpleenroll and simplereenroll (RFC 7030 §4.2) and serverkeygen (§4.4): evidence and CSR to an issuer, its
         answer to the client."""
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
+        passed_on = self._passed_on(request, served, chain) if self._has_proxies else None
+        if passed_on is not None:
+            chain = passed_on  # the connection's own certificate is the proxy's
         user, rule = await self._basic(request, served, seen)
         if not chain and user is None:
             raise Unauthenticated(
@@ -217,7 +211,8 @@ class Edge:
             raise UnsupportedMediaType(Reason.MEDIA_TYPE, "A request's body may not be compressed.")
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
-        binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
+        linked = passed_on is None and csr.has_challenge_password(sent.csr_der)
+        binding = connection.channel_binding() if linked else b""
 
         async def ask(kind: int, csr_der: bytes) -> frames.Answer:
             link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(csr_der) % len(self._links)]
@@ -246,10 +241,21 @@ class Edge:
         if operation == "serverkeygen":
             given, private_key = await self._keys.serve(sent.csr_der, served.generated, ask)
             return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
-        given = await ask(_ENROLMENTS[operation], sent.csr_der)
+        given = await ask(ENROLMENTS[operation], sent.csr_der)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
-    async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:
+    def _passed_on(self, request: web.BaseRequest, served: Served, chain: bytes) -> bytes | None:
+        """What a proxy passes on of its client; None where the connection is the client's own."""
+        given = proxy.passed_on(served.proxies, request.headers, request.remote or "", chain, time.time())
+        if given is not None and served.label.linking == "demanded":
+            raise BadRequest(
+                Reason.LINKING,
+                "This label demands linked proof of possession, and a proxy ends the TLS connection that it links to: "
+                "reach this server directly, or another label.",
+            )
+        return given
+
+    async def _basic(self, request: web.BaseRequest, served: Served, seen: _Seen) -> tuple[str | None, int]:
         """The name of a right credential and the rule it belongs to. A 401 where it is wrong."""
         given = request.headers.get("Authorization")
         if given is None:

@@ -3,9 +3,9 @@
     EstError                  status   reasons
     ├─ Waiting                202      waiting: no refusal, but an answer that is not a certificate yet
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
-    │                                linking bad_http csrattrs decrypt_key
+    │                                linking bad_http csrattrs decrypt_key proxy
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
-    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused denied
+    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused denied proxy
     ├─ NotFound               404      unknown_label unknown_operation
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
@@ -62,6 +62,7 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     CSRATTRS = "csrattrs"
     DECRYPT_KEY = "decrypt_key"
+    PROXY = "proxy"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)

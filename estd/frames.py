@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ENROLL, RENEW, CANCEL = 1, 2, 3
+ENROLL, RENEW, CANCEL, SEEN = 1, 2, 3, 4
 MAY, KEYGEN = 16, 17
 """serverkeygen: whether the client may have such a certificate, with a key that stands for the one to come; and the
 request with the key that the edge made."""
@@ -93,6 +93,11 @@ def unpack_request(data: bytes, at: int, end: int) -> Request:
 
 def pack_cancel(number: int) -> bytes:
     return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0, 0)
+
+
+def pack_seen(leaf_der: bytes) -> bytes:
+    """A client's certificate that was seen without an enrolment; nothing is answered."""
+    return pack_request(Request(0, SEEN, 0, 0.0, None, -1, b"", leaf_der, b""))
 
 
 def pack_answer(answer: Answer) -> bytes:

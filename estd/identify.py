@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from cryptography import x509
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from estd import names
+from estd import der, names
 from estd.csr import UNREADABLE
 from estd.errors import EstError, Reason, Unauthenticated
 
@@ -73,15 +75,16 @@ class ClientCertificate:
     def sha256(self) -> bytes:
         return hashlib.sha256(self.der).digest()
 
-    def check_time(self, now: float) -> None:
-        """A 401 outside the validity, whose first and last second count."""
+    def check_time(self, now: float, *, expired_seconds: int = 0) -> None:
+        """A 401 outside the validity, whose first and last second count; it ends `expired_seconds` later here."""
         if now < self.not_before:
             raise Unauthenticated(
                 Reason.CERT_EXPIRED, f"The client certificate is not valid before {_shown_time(self.not_before)}."
             )
-        if now >= self.not_after + 1:
+        if now >= self.not_after + 1 + expired_seconds:
+            renewable = f" and renewed until {_shown_time(self.not_after + expired_seconds)}" if expired_seconds else ""
             raise Unauthenticated(
-                Reason.CERT_EXPIRED, f"The client certificate expired at {_shown_time(self.not_after)}."
+                Reason.CERT_EXPIRED, f"The client certificate expired at {_shown_time(self.not_after)}{renewable}."
             )
 
 
@@ -111,6 +114,22 @@ class _Path(NamedTuple):
     since: float
     until: float
     """The seconds between which every certificate on the path, the anchor too, is valid."""
+
+
+@lru_cache(maxsize=1024)
+def client_chain(chain: bytes) -> tuple[ClientCertificate, tuple[x509.Certificate, ...]]:
+    """The client's certificate and its intermediates, out of DER after DER; kept, as devices keep connections."""
+    ends = [0]
+    while ends[-1] < len(chain):
+        ends.append(der.element_end(chain, ends[-1]))
+    parts = [chain[start:end] for start, end in pairwise(ends)]
+    intermediates: list[x509.Certificate] = []
+    for part in parts[1:]:
+        try:
+            intermediates.append(x509.load_der_x509_certificate(part))
+        except ValueError:
+            continue  # an intermediate that cannot be read can be on no path
+    return ClientCertificate.parse(parts[0]), tuple(intermediates)
 
 
 class Anchors:

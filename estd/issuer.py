@@ -25,6 +25,7 @@ from estd.config import Config
 from estd.crl_keeper import CrlKeeper
 from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
+from estd.labels import with_registrars
 from estd.ledger import LedgerError, Reader, Writer, wait_for_writer
 from estd.ledger_link import LEDGER_DOOR, RemoteWriter, WriterService, frame
 from estd.logs import Log
@@ -32,6 +33,7 @@ from estd.material import Material, load, read_pin
 from estd.repeats import Repeats
 from estd.sockets import Frame, FrameServer, Peer
 from estd.starting import Exclusive, Turn
+from estd.superseding import SIGHTINGS_MAX
 from hsm.errors import TokenError
 from hsm.pool import SessionPool
 from hsm.session import Job, SigningKey
@@ -76,6 +78,7 @@ class IssuerProcess:
         self._handing_over = handing_over
         self._requests: deque[tuple[Peer, Request]] = deque()
         self._cancelled: set[tuple[Peer, int]] = set()
+        self._sighted: deque[bytes] = deque(maxlen=SIGHTINGS_MAX)
         self._draining = False
         self._handed_over = False
         self._beside = 0
@@ -122,6 +125,7 @@ class IssuerProcess:
         if self._config.server.issuers > 1 or not writes:
             return RemoteWriter(self._config.ledger, self._config.run / "ledger.sock")
         self._writer = wait_for_writer(self._config.ledger, _TAKE_SECONDS)
+        self._writer.index_subjects(with_registrars(self._config.labels))
         self._service = WriterService(self._writer, self._slot)
         return self._writer
 
@@ -158,6 +162,8 @@ class IssuerProcess:
             request = frames.unpack_request(data, start, end)
             if request.kind == frames.CANCEL:
                 self._cancelled.add((peer, request.id))
+            elif request.kind == frames.SEEN:
+                self._sighted.append(request.chain)
             else:
                 self._requests.append((peer, request))
 
@@ -203,6 +209,8 @@ class IssuerProcess:
                     return status
             elif self._draining and not self._server.has_unsent:
                 return 0
+            self._line.settle(self._sighted)
+            self._sighted.clear()
             making_crls = self._crls is not None and self._crls.step()
 
     def _gather(self) -> None:

@@ -98,6 +98,11 @@ class IssuerLink(asyncio.Protocol):
             pending.pop(number, None)
             self._slot.set(metrics.QUEUE_DEPTH.at, len(pending))
 
+    def tell_seen(self, leaf_der: bytes) -> None:
+        """Hand on a client's certificate that was seen; forgotten where no issuer listens at the moment."""
+        if self._transport is not None:
+            self._send(frames.pack_seen(leaf_der))
+
     def _work(self) -> None:
         """Validate a batch of what has arrived, and hand on what is good."""
         began = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ EXTENDED_KEY_USAGES = {
     "emailProtection": "1.3.6.1.5.5.7.3.4",
     "timeStamping": "1.3.6.1.5.5.7.3.8",
     "ipsecIKE": "1.3.6.1.5.5.7.3.17",
+    "cmcRA": "1.3.6.1.5.5.7.3.28",
 }
 SUBJECT_ATTRIBUTES = ("CN", "serialNumber", "C", "ST", "L", "O", "OU", "UID", "DC")
 
@@ -62,18 +64,22 @@ class Profile:
     other_names: Literal["refuse", "replace"]
     crl_distribution_point: bool = True
     """Whether certificates name where their CA's CRL is, if it says so (ca.NAME.crl_url)."""
+    supersede: Literal["never", "when-seen"] = "never"
+    """Whether a certificate that was renewed is revoked once the new one has been seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allow:
     """One way into a label: who is let in, and the profile of what they get."""
 
-    who: Literal["basic", "certificate", "issued"]
+    who: Literal["basic", "certificate", "issued", "ra"]
     profile: str | None
     credentials: Path | None = None
     anchors: Path | None = None
     crls: tuple[Path, ...] = ()
     labels: tuple[str, ...] = ()
+    certificates: Path | None = None
+    """Those of the registration authorities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +116,12 @@ class Label:
     enforce_csrattrs: bool = False
     serverkeygen: tuple[str, ...] = ()
     """Kinds of key that the server makes for clients, the first where a request names none of them; empty: none."""
+    proxies: tuple[str, ...] = ()
+    """Which [proxy.NAME] may pass devices' certificates on."""
+    change_names: bool = False
+    """Whether a re-enrolment may ask for other names by ChangeSubjectName (RFC 6402 §2.8)."""
+    expired_seconds: int = 0
+    """How long after its notAfter a certificate of ours still renews itself."""
 
 
 def _oid(text: str) -> str:
@@ -163,6 +175,7 @@ def read_profile(name: str, table: Table) -> Profile:
         max_names=table.whole("max_names", 16, 0, 256),
         other_names=table.choice("other_names", "refuse", ("refuse", "replace")),
         crl_distribution_point=table.flag("crl_distribution_point", True),
+        supersede=table.choice("supersede", "never", ("never", "when-seen")),
     )  # fmt: skip
     if profile.validity_seconds is not None and profile.validity_seconds < 60:
         table.wrong("validity", "must be a minute or more")
@@ -173,8 +186,18 @@ def read_profile(name: str, table: Table) -> Profile:
     return profile
 
 
+def superseding(profiles: Mapping[str, Profile]) -> frozenset[str]:
+    """The profiles whose renewed certificates are revoked once their successors were seen."""
+    return frozenset(name for name, profile in profiles.items() if profile.supersede == "when-seen")
+
+
+def with_registrars(labels: Mapping[str, Label]) -> frozenset[str]:
+    """The labels that a registration authority may use."""
+    return frozenset(name for name, label in labels.items() if any(allow.who == "ra" for allow in label.allow))
+
+
 def _allow(table: Table) -> Allow:
-    ways: tuple[Literal["basic", "certificate", "issued"], ...] = ("basic", "certificate", "issued")
+    ways: tuple[Literal["basic", "certificate", "issued", "ra"], ...] = ("basic", "certificate", "issued", "ra")
     if "who" not in table.left:
         table.wrong("who", "is missing (needs one of " + ", ".join(ways) + ")")
     who = table.choice("who", "issued", ways)
@@ -185,6 +208,7 @@ def _allow(table: Table) -> Allow:
         anchors=table.file("anchors") if who == "certificate" else None,
         crls=tuple(table.folder / one for one in table.strings("crls", ())) if who == "certificate" else (),
         labels=table.strings("labels", ()) if who == "issued" else (),
+        certificates=table.file("certificates") if who == "ra" else None,
     )
     table.done()
     return allow
@@ -238,6 +262,9 @@ def read_label(name: str, table: Table) -> Label:
         serverkeygen=table.take(
             "serverkeygen", _generated, (), "true, false or a list of " + ", ".join(GENERATED_KINDS)
         ),
+        proxies=table.strings("proxies", ()),
+        change_names=table.flag("change_names", False),
+        expired_seconds=table.seconds("expired_window", "0s"),
     )
     if label.enforce_csrattrs and label.csrattrs == "off":
         table.wrong("enforce_csrattrs", 'has nothing to enforce: set csrattrs to "legacy", "template" or "both"')

@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from estd import ledger_crls, ledger_requests
+from estd import ledger_crls, ledger_requests, ledger_subjects
 from estd.issuance import serial_floor
 from estd.ledger_crls import CrlRecord, Crls
 from estd.ledger_requests import NOTHING_HELD, Decision, Held, Requests
@@ -59,6 +59,7 @@ REVOCATION_REASONS = {
 
 _TAKEN_STEP_SECONDS = 0.002
 _INSERT = "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_REVOKE = "UPDATE certificate SET revoked_at = ?, reason = ? WHERE serial = ? AND revoked_at IS NULL"
 
 
 class LedgerError(Exception):
@@ -148,6 +149,10 @@ class Reader:
         """The rows that the ledger holds under these serial numbers, by serial number."""
         query = f"SELECT * FROM certificate WHERE serial IN ({', '.join('?' * len(serials))})"
         return {found[0]: Row(*found) for found in self._db.execute(query, tuple(serials))}
+
+    def find_subject(self, label: str, subject: str) -> list[Row]:
+        """What a label issued last for a subject (RFC 4514), newest first; see ledger_subjects."""
+        return [Row(*found) for found in ledger_subjects.find(self._db, label, subject)]
 
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None:
         """The unrevoked certificate that was issued in that millisecond for a request with that key."""
@@ -246,6 +251,10 @@ class Writer(Reader):
         # Checkpoints of 500 pages hold a batch up for 3 ms, SQLite's 1000 for 4 and 2000 for 10; all cost the same.
         self._db.execute("PRAGMA wal_autocheckpoint = 500")
 
+    def index_subjects(self, labels: Collection[str]) -> None:
+        """Have an index of subjects for these labels alone, which `find_subject` is asked for."""
+        ledger_subjects.keep(self._db, labels)
+
     def record(self, rows: Sequence[Row], held: Held = NOTHING_HELD) -> Collection[bytes]:
         """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written.
 
@@ -268,11 +277,12 @@ class Writer(Reader):
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         """Revoke a certificate; False where the ledger does not hold it. A second revocation changes nothing."""
-        self._write(
-            "UPDATE certificate SET revoked_at = ?, reason = ? WHERE serial = ? AND revoked_at IS NULL",
-            [(when, reason, serial)],
-        )
+        self._write(_REVOKE, [(when, reason, serial)])
         return self.find(serial) is not None
+
+    def supersede(self, serials: Sequence[bytes], when: int) -> None:
+        """Revoke all of them as superseded; those that are revoked already stay as they are."""
+        self._write(_REVOKE, [(when, REVOCATION_REASONS["superseded"], serial) for serial in serials])
 
     def store_crl(self, record: CrlRecord) -> None:
         """Take a number, before a CRL with it is signed: no number is given twice."""

@@ -98,6 +98,9 @@ class WriterService:
             case "revoke":
                 found = self._writer.revoke(bytes.fromhex(message["serial"]), message["when"], message["reason"])
                 return {"ok": True, "found": found}
+            case "supersede":
+                self._writer.supersede([bytes.fromhex(one) for one in message["serials"]], message["when"])
+                return {"ok": True}
             case "crl":
                 self._writer.store_crl(CrlRecord(*message["record"]))
                 return {"ok": True}
@@ -139,6 +142,12 @@ class RemoteWriter(Reader):
             raise LedgerError(answer["error"])
         return answer
 
+    def close(self) -> None:
+        super().close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _exactly(self, size: int) -> bytes:
         assert self._socket is not None
         data = bytearray()
@@ -161,6 +170,9 @@ class RemoteWriter(Reader):
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         return bool(self._ask({"do": "revoke", "serial": serial.hex(), "when": when, "reason": reason})["found"])
 
+    def supersede(self, serials: Sequence[bytes], when: int) -> None:
+        self._ask({"do": "supersede", "serials": [one.hex() for one in serials], "when": when})
+
     def store_crl(self, record: CrlRecord) -> None:
         self._ask({"do": "crl", "record": list(record)})
 
@@ -169,9 +181,3 @@ class RemoteWriter(Reader):
 
     def store_health(self, slot: int, at: float) -> None:
         self._ask({"do": "health", "slot": slot, "at": at})
-
-    def close(self) -> None:
-        super().close()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None

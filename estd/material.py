@@ -26,6 +26,9 @@ from estd.identify import Anchors
 from estd.issuance import CaCertificate, Issuer
 from estd.labels import Allow, Label
 from estd.policy import LabelPolicy, Rule
+from estd.proxy import Proxy, validities
+from estd.proxy_settings import ProxySettings
+from estd.ras import RaFile
 
 T = TypeVar("T")
 
@@ -42,6 +45,7 @@ class Material:
     """By CA and profile."""
     key_ids: dict[str, bytes]
     """CKA_ID of each CA's key: the configuration's, or a rollover's new one."""
+    proxies: dict[str, Proxy]
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
@@ -92,12 +96,20 @@ def _key_id(ca: Ca) -> bytes:
     return ca.key_id if change is None else change.key_id
 
 
-def _rule(allow: Allow) -> Rule:
-    """The rule with its anchors and CRLs. Raises OSError or ValueError."""
+def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
+    """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
+    if allow.certificates is not None and ca is not None:
+        return Rule(allow=allow, anchors=None, crls=None, ras=RaFile(allow.certificates, ca.certificate.subject))
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
     found = certificates(allow.anchors)
     return Rule(allow=allow, anchors=Anchors(found), crls=CrlFiles(allow.crls, found))
+
+
+def _proxy(settings: ProxySettings) -> Proxy:
+    """Raises OSError or ValueError."""
+    listed = None if settings.certificates is None else validities(certificates(settings.certificates))
+    return Proxy(name=settings.name, form=settings.form, networks=settings.networks, certificates=listed)
 
 
 def read(config: Config) -> tuple[Material, list[str]]:
@@ -126,7 +138,8 @@ def read(config: Config) -> tuple[Material, list[str]]:
             rules=tuple(
                 rule
                 for index, allow in enumerate(label.allow)
-                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow))) is not None
+                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow, cas.get(label.ca))))
+                is not None
             ),
             profiles=config.profiles,
             demands=csrattrs.demands(label, config.profiles) if label.enforce_csrattrs else None,
@@ -139,7 +152,14 @@ def read(config: Config) -> tuple[Material, list[str]]:
         for ca, profile in sorted(pairs)
         if ca in cas
     }
-    return Material(config=config, cas=cas, policies=policies, issuers=issuers, key_ids=key_ids), problems
+    proxies = {
+        name: proxy
+        for name, settings in config.proxies.items()
+        if (proxy := attempt(f"proxy.{name}.certificates", partial(_proxy, settings))) is not None
+    }
+    return Material(
+        config=config, cas=cas, policies=policies, issuers=issuers, key_ids=key_ids, proxies=proxies
+    ), problems
 
 
 def load(config: Config) -> Material:

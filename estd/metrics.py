@@ -80,6 +80,7 @@ QUEUE_DEPTH = _family("gauge", "estd_queue_depth", "Enrolments that an edge has 
 REDELIVERED = _family("counter", "estd_redelivered", "Enrolments handed to an issuer again after one died.")
 CERTIFICATES = _family("counter", "estd_certificates", "Certificates signed and recorded.")
 REPEATED = _family("counter", "estd_repeated", "Repeated requests answered from the ledger.")
+SUPERSEDED = _family("counter", "estd_superseded", "Certificates revoked since their successor was seen.")
 BATCH_SIZE = _family("histogram", "estd_batch_size", "Requests in a batch.", bounds=SIZES)
 STAGE_SECONDS = _family(
     "histogram", "estd_batch_stage_seconds", "Time of a batch in each stage.", bounds=SECONDS, stage=STAGES

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 
-from estd import csrattrs, names
+from estd import csrattrs, names, renaming
 from estd.crl import CrlFiles
 from estd.csr import CertificationRequest
 from estd.errors import BadRequest, EstError, Forbidden, NotFound, Reason, Unauthenticated
 from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
+from estd.ras import RaFile
 
 
 class Issued(NamedTuple):
@@ -61,6 +62,7 @@ class Rule:
     allow: Allow
     anchors: Anchors | None
     crls: CrlFiles | None
+    ras: RaFile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,15 @@ class Client(NamedTuple):
     names: names.Names
     profile: str
     issued: bool
+    ra: bool = False
+    """A registration authority, which asks for others."""
+
+
+class Renewed(NamedTuple):
+    """The device's certificate that a registration authority renews, and its profile."""
+
+    certificate: ClientCertificate
+    profile: str
 
 
 def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: float) -> Client:
@@ -116,7 +127,9 @@ def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: 
             elif issued is not None and issued.revoked:
                 raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
             elif rule.allow.who == "issued":
-                client = _by_issued(rule, evidence.certificate, policy, issued, now)
+                client = _by_issued(rule, evidence, evidence.certificate, policy, issued, now)
+            elif rule.allow.who == "ra":
+                client = _by_ra(rule, evidence.certificate, issued, now)
             else:
                 client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
         except EstError as refusal:
@@ -152,13 +165,19 @@ def _own(certificate: ClientCertificate, held: Issued | None) -> Issued | None:
 
 
 def _by_issued(
-    rule: Rule, certificate: ClientCertificate, policy: LabelPolicy, issued: Issued | None, now: float
+    rule: Rule,
+    evidence: Evidence,
+    certificate: ClientCertificate,
+    policy: LabelPolicy,
+    issued: Issued | None,
+    now: float,
 ) -> Client | None:
     if issued is None:
         return None
     if certificate.fault is not None:
         raise certificate.fault
-    certificate.check_time(now)
+    # A device that slept past its expiry renews, and does nothing else; the ledger says that it is not revoked.
+    certificate.check_time(now, expired_seconds=policy.label.expired_seconds if evidence.renewal else 0)
     if issued.label != policy.label.name and issued.label not in rule.allow.labels:
         raise Forbidden(Reason.NOT_GRANTED, f"The client certificate was issued under the label {issued.label!r}.")
     profile = rule.allow.profile or issued.profile
@@ -171,6 +190,28 @@ def _by_issued(
         names=certificate.names,
         profile=profile,
         issued=True,
+    )
+
+
+def _by_ra(rule: Rule, certificate: ClientCertificate, issued: Issued | None, now: float) -> Client | None:
+    """R16: listed, and issued by this CA, which alone knows whether it is revoked; the names are its requests'."""
+    assert rule.ras is not None
+    assert rule.allow.profile is not None
+    if not rule.ras.lists(certificate.der):
+        return None
+    if issued is None:
+        raise Unauthenticated(
+            Reason.CERT_UNKNOWN, "The registration authority's certificate is listed, but this CA did not issue it."
+        )
+    if certificate.fault is not None:
+        raise certificate.fault
+    certificate.check_time(now)
+    return Client(
+        identity=f"ra:{certificate.serial.hex()} {certificate.shown}",
+        names=names.Names(subject=x509.Name([]), san=()),
+        profile=rule.allow.profile,
+        issued=False,
+        ra=True,
     )
 
 
@@ -190,18 +231,24 @@ def _by_anchors(
     )
 
 
-def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: CertificationRequest) -> Authorised:
+def authorise(
+    policy: LabelPolicy,
+    evidence: Evidence,
+    client: Client,
+    request: CertificationRequest,
+    for_device: Renewed | None = None,
+) -> Authorised:
     """What `client` gets for `request`. A 403 for names or a renewal that it may not have, a 400 for the wrong linking
-    or a key that the profile does not take."""
+    or a key that the profile does not take. `for_device` is what a registration authority renews."""
     if evidence.keygen and not policy.label.serverkeygen:
         raise NotFound(Reason.UNKNOWN_OPERATION, "The operation serverkeygen is not offered here.")
-    _check_linking(policy.label, evidence, request)
+    if not client.ra:  # whose devices linked their requests to another TLS session, the one between them and it
+        _check_linking(policy.label, evidence, request)
     if policy.demands is not None:
         csrattrs.check(policy.demands, request, key=not evidence.key_to_come)
-    profile = policy.profiles[client.profile]
-    certificate = evidence.certificate
+    profile = policy.profiles[for_device.profile if for_device is not None else client.profile]
     asked = names.of_extensions(request.subject, request.extensions)
-    renewed = certificate if client.issued else None
+    renewed = evidence.certificate if client.issued else for_device.certificate if for_device is not None else None
     if evidence.renewal and renewed is None:
         raise Forbidden(
             Reason.NOT_ISSUED,
@@ -215,6 +262,8 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
             policy.label, renewed, request, asked, strict=evidence.renewal or profile.other_names == "refuse"
         )
         granted = renewed.names
+        if evidence.renewal and renaming.asks(request):
+            granted = _renamed(policy.label, request, granted, profile)
     else:
         granted = names.grant(asked, client.names, profile)
     if request.key_kind not in profile.keys and not evidence.key_to_come:
@@ -225,12 +274,25 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
     return Authorised(
         label=policy.label,
         profile=profile,
-        identity=client.identity,
+        identity=f"{client.identity} for {granted.text or granted.san}" if client.ra else client.identity,
         names=granted,
         request=request,
         renews=renewed.serial if renewed is not None else None,
         repeat_key=_repeat_key(evidence, client, granted, profile, request),
     )
+
+
+def _renamed(label: Label, request: CertificationRequest, current: names.Names, profile: Profile) -> names.Names:
+    """R23: the other names that a re-enrolment asks for, if the label lets it and its profile grants them all."""
+    asked = renaming.read(request, current)
+    if asked is None or names.same(asked, current):
+        return current
+    if not label.change_names:
+        raise Forbidden(
+            Reason.NAME_REFUSED,
+            "This label renews certificates with the names that they have; leave ChangeSubjectName out of the request.",
+        )
+    return names.grant(asked, current, profile)
 
 
 def _check_linking(label: Label, evidence: Evidence, request: CertificationRequest) -> None:

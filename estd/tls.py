@@ -57,7 +57,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     __slots__ = (
         "_app", "_app_factory", "_binding", "_chain", "_closing", "_connection", "_ended_by_client", "_loop", "_on_end",
-        "_open", "_raw", "_timer",
+        "_open", "_raw", "_timer", "told",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +79,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._ended_by_client = False
         self._chain: bytes | None = None
         self._binding: bytes | None = None
+        self.told = False
+        """Whether an issuer was told that this client's certificate was seen."""
         self._connection = SSL.Connection(context, None)
         self._connection.set_accept_state()
         self._timer: asyncio.TimerHandle | None = loop.call_later(handshake_seconds, self.abort)

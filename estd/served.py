@@ -1,0 +1,33 @@
+"""A label as an edge serves it: its operations, what it tells everybody, its credentials and its proxies."""
+
+from __future__ import annotations
+
+from estd import frames, keygen
+from estd.credentials import Credentials
+from estd.crl_file import CrlBody
+from estd.labels import Label
+from estd.material import Material, cacerts_body, csrattrs_body
+
+ENROLMENTS = {"simpleenroll": frames.ENROLL, "simplereenroll": frames.RENEW}
+
+
+class Served:
+    """A label as an edge serves it."""
+
+    def __init__(self, number: int, label: Label, material: Material) -> None:
+        self.number = number
+        self.label = label
+        self.told = {"cacerts": cacerts_body(material, label), "csrattrs": csrattrs_body(material, label)}
+        self.operations = ["cacerts", *ENROLMENTS]
+        if label.csrattrs != "off":
+            self.operations.append("csrattrs")
+        self.generated = keygen.kinds(label, material.config.profiles)
+        if self.generated:
+            self.operations.append("serverkeygen")
+        self.crl: CrlBody | None = None
+        self.proxies = [material.proxies[name] for name in label.proxies]
+        self.basic = [
+            (index, Credentials(rule.credentials))
+            for index, rule in enumerate(label.allow)
+            if rule.credentials is not None
+        ]

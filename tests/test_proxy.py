@@ -1,0 +1,414 @@
+"""Behind a load balancer: who may pass certificates on, what each form may hold, and a real proxy in between
+(interop complaints 7 and 14)."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from cryptography import x509
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from estd import config
+from estd.client import Refused
+from estd.errors import EstError, Reason
+from estd.proxy import Proxy, passed_on, validities
+from tests import make, servers
+from tests.conftest import program
+from tests.make import Identity
+from tests.servers import Server, free_port, wait_for
+from tests.test_config import FOLDER, problems, text
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "proxy.md").read_text()
+CA = make.certificate(ca=True)
+BETWEEN = make.certificate(CA, ca=True, subject=make.name("between"))
+DEVICE, OTHER, FRONT, STRANGER = (make.certificate(CA) for _ in range(4))
+NOW = DEVICE.certificate.not_valid_before_utc.timestamp() + 3600
+NETWORKS = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
+INSIDE, OUTSIDE = "10.1.2.3", "192.0.2.1"
+BY_ADDRESS = Proxy(name="front", form="rfc9440", networks=NETWORKS, certificates=None)
+ENVOY = Proxy(name="envoy", form="xfcc", networks=NETWORKS, certificates=None)
+BY_CERTIFICATE = Proxy(name="front", form="rfc9440", networks=(), certificates=validities([FRONT.certificate]))
+BY_BOTH = Proxy(name="front", form="rfc9440", networks=NETWORKS, certificates=validities([FRONT.certificate]))
+BY_NOTHING = Proxy(name="front", form="rfc9440", networks=(), certificates=None)
+
+
+def sf(*identities: Identity) -> str:
+    """RFC 9440's form."""
+    return ", ".join(f":{base64.b64encode(one.der).decode()}:" for one in identities)
+
+
+def pem(*identities: Identity) -> str:
+    """Envoy's: PEM, URL-encoded."""
+    return quote(b"".join(one.pem for one in identities), safe="")
+
+
+def headers(*pairs: tuple[str, str]) -> CIMultiDict[str]:
+    return CIMultiDict(pairs)
+
+
+def from_device(value: str = sf(DEVICE)) -> CIMultiDict[str]:
+    return headers(("Client-Cert", value))
+
+
+@dataclass(frozen=True)
+class Peer:
+    proxies: tuple[Proxy, ...]
+    address: str = INSIDE
+    chain: bytes = b""
+    status: int = 0
+    """0: it is the proxy."""
+    now: float = NOW
+
+
+END = FRONT.certificate.not_valid_after_utc.timestamp()
+PEERS: dict[str, Peer] = {
+    "inside": Peer((BY_ADDRESS,)),
+    "inside, IPv6": Peer((BY_ADDRESS,), "2001:db8::1"),
+    "inside, IPv6 with a zone": Peer((BY_ADDRESS,), "2001:db8::1%eth0"),
+    "inside, IPv4 in IPv6": Peer((BY_ADDRESS,), "::ffff:10.1.2.3"),
+    "the first network's last address": Peer((BY_ADDRESS,), "10.255.255.255"),
+    "the next address": Peer((BY_ADDRESS,), "11.0.0.0", status=403),
+    "outside": Peer((BY_ADDRESS,), OUTSIDE, status=403),
+    "outside with the certificate that is not asked for": Peer((BY_ADDRESS,), OUTSIDE, FRONT.der, 403),
+    "no address": Peer((BY_ADDRESS,), "", status=403),
+    "no address at all": Peer((BY_ADDRESS,), "localhost", status=403),
+    "its certificate": Peer((BY_CERTIFICATE,), OUTSIDE, FRONT.der),
+    "its certificate, and more above": Peer((BY_CERTIFICATE,), OUTSIDE, FRONT.der + CA.der),
+    "its certificate's last second": Peer((BY_CERTIFICATE,), OUTSIDE, FRONT.der, now=END + 0.9),
+    "its certificate, expired": Peer((BY_CERTIFICATE,), OUTSIDE, FRONT.der, 403, END + 1),
+    "another's certificate, its own above": Peer((BY_CERTIFICATE,), OUTSIDE, STRANGER.der + FRONT.der, 403),
+    "another's certificate": Peer((BY_CERTIFICATE,), INSIDE, STRANGER.der, 403),
+    "no certificate": Peer((BY_CERTIFICATE,), INSIDE, b"", 403),
+    "both": Peer((BY_BOTH,), INSIDE, FRONT.der),
+    "both wanted, only the address": Peer((BY_BOTH,), INSIDE, b"", 403),
+    "both wanted, only the certificate": Peer((BY_BOTH,), OUTSIDE, FRONT.der, 403),
+    "one of several": Peer((BY_BOTH, BY_ADDRESS), INSIDE),
+    "no proxy is named": Peer((), status=403),
+    "a proxy known by nothing": Peer((BY_NOTHING,), INSIDE, FRONT.der, 403),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PEERS)
+def test_who_may_pass_certificates_on(case: str) -> None:
+    """The header is taken from a named proxy alone, and is a 403 from anybody else; without one the stranger is a
+    client of its own, and the proxy's client is nobody: never the proxy."""
+    peer = PEERS[case]
+    args = (peer.address, peer.chain, peer.now)
+    if peer.status:
+        for given_ in (from_device(), headers(("x-forwarded-client-cert", f"Cert={pem(DEVICE)}")), from_device("junk"),
+                       headers(("CLIENT-CERT-CHAIN", sf(CA)))):  # fmt: skip
+            with pytest.raises(EstError) as caught:
+                passed_on(peer.proxies, given_, *args)
+            assert (caught.value.status, caught.value.reason) == (403, Reason.PROXY)
+        assert passed_on(peer.proxies, headers(), *args) is None
+    else:
+        assert passed_on(peer.proxies, from_device(), *args) == DEVICE.der
+        assert passed_on(peer.proxies, headers(("Host", "x")), *args) == b""
+
+
+RIGHT: dict[str, tuple[Proxy, list[tuple[str, str]], list[Identity]]] = {
+    "the certificate": (BY_ADDRESS, [("Client-Cert", sf(DEVICE))], [DEVICE]),
+    "in other letters": (BY_ADDRESS, [("cLIENT-cERT", f" {sf(DEVICE)}\t")], [DEVICE]),
+    "with those above": (
+        BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(BETWEEN, CA))], [DEVICE, BETWEEN, CA],
+    ),
+    "with those above on lines of their own": (
+        BY_ADDRESS, [("Client-Cert-Chain", sf(BETWEEN)), ("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(CA))],
+        [DEVICE, BETWEEN, CA],
+    ),
+    "one above twice": (
+        BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(BETWEEN, DEVICE, BETWEEN))],
+        [DEVICE, BETWEEN],
+    ),
+    "Envoy's Cert": (ENVOY, [("x-forwarded-client-cert", f'Hash=00ff;Cert="{pem(DEVICE)}"')], [DEVICE]),
+    "Envoy's Cert without quotes": (ENVOY, [("X-Forwarded-Client-Cert", f"Cert={pem(DEVICE)}")], [DEVICE]),
+    "Envoy's Chain": (ENVOY, [("x-forwarded-client-cert", f'Chain="{pem(DEVICE, BETWEEN)}"')], [DEVICE, BETWEEN]),
+    "Envoy's, everything in it": (
+        ENVOY, [(
+            "x-forwarded-client-cert",
+            f'By=spiffe://a/b;Hash=00;Cert="{pem(DEVICE)}";Chain="{pem(DEVICE, CA)}";'
+            r'Subject="CN=\"x\", O=a;b=c,d";URI=urn:x;URI=urn:y;DNS=a.example;DNS=b.example',
+        )], [DEVICE, CA],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_each_form_is_read(case: str) -> None:
+    """Certificate and chain come out as TLS would have shown them."""
+    by, pairs, expected = RIGHT[case]
+    found = passed_on([by], headers(*pairs), INSIDE, b"", NOW)
+    assert found == b"".join(one.der for one in expected)
+
+
+PLAIN = base64.b64encode(DEVICE.der).decode()
+WRONG: dict[str, tuple[Proxy, list[tuple[str, str]]]] = {
+    "two values": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert", sf(OTHER))]),
+    "the same value twice": (BY_ADDRESS, [("Client-Cert", sf(DEVICE))] * 2),
+    "two on one line": (BY_ADDRESS, [("Client-Cert", sf(DEVICE, OTHER))]),
+    "a chain without its certificate": (BY_ADDRESS, [("Client-Cert-Chain", sf(CA))]),
+    "both forms at once": (
+        BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("x-forwarded-client-cert", f"Cert={pem(DEVICE)}")],
+    ),
+    "the other form": (BY_ADDRESS, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)}")]),
+    "the other form, from Envoy": (ENVOY, [("Client-Cert", sf(DEVICE))]),
+    "both forms at once, from Envoy": (
+        ENVOY, [("Client-Cert", sf(DEVICE)), ("x-forwarded-client-cert", f"Cert={pem(DEVICE)}")],
+    ),
+    "empty": (BY_ADDRESS, [("Client-Cert", "")]),
+    "an empty byte sequence": (BY_ADDRESS, [("Client-Cert", "::")]),
+    "no colons": (BY_ADDRESS, [("Client-Cert", PLAIN)]),
+    "one colon": (BY_ADDRESS, [("Client-Cert", ":" + PLAIN)]),
+    "a parameter": (BY_ADDRESS, [("Client-Cert", sf(DEVICE) + ";a=1")]),
+    "a string": (BY_ADDRESS, [("Client-Cert", f'"{PLAIN}"')]),
+    "PEM": (BY_ADDRESS, [("Client-Cert", pem(DEVICE))]),
+    "spaces inside": (BY_ADDRESS, [("Client-Cert", f":{PLAIN[:40]} {PLAIN[40:]}:")]),
+    "base64 for URLs": (BY_ADDRESS, [("Client-Cert", ":" + "-_" * 50 + ":")]),
+    "base64 cut short": (BY_ADDRESS, [("Client-Cert", f":{PLAIN.rstrip('=')[:-1]}:")]),
+    "no certificate": (BY_ADDRESS, [("Client-Cert", ":AAAA:")]),
+    "octets behind the certificate": (
+        BY_ADDRESS, [("Client-Cert", f":{base64.b64encode(DEVICE.der + b'x').decode()}:")],
+    ),
+    "two certificates as one": (
+        BY_ADDRESS, [("Client-Cert", f":{base64.b64encode(DEVICE.der + CA.der).decode()}:")],
+    ),
+    "an empty place in the chain": (
+        BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(CA) + ",")],
+    ),
+    "an odd one in the chain": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", ":AAAA:")]),
+    "too many": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(*[CA] * 8))]),
+    "too long": (BY_ADDRESS, [("Client-Cert", ":" + "A" * 40_000 + ":")]),
+    "Envoy's, two elements": (ENVOY, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)},Cert={pem(OTHER)}")]),
+    "Envoy's, two lines": (ENVOY, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)}")] * 2),
+    "Envoy's, Cert twice": (ENVOY, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)};cert={pem(OTHER)}")]),
+    "Envoy's, a hash alone": (ENVOY, [("x-forwarded-client-cert", "By=x;Hash=00ff;Subject=\"CN=a\"")]),
+    "Envoy's, an unknown key": (ENVOY, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)};Boss=yes")]),
+    "Envoy's, an open quote": (ENVOY, [("x-forwarded-client-cert", f'Cert="{pem(DEVICE)}')]),
+    "Envoy's, a quote that ends early": (ENVOY, [("x-forwarded-client-cert", f'Subject="a"b;Cert={pem(DEVICE)}')]),
+    "Envoy's, a semicolon at the end": (ENVOY, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)};")]),
+    "Envoy's, empty": (ENVOY, [("x-forwarded-client-cert", "")]),
+    "Envoy's, an empty Cert": (ENVOY, [("x-forwarded-client-cert", "Cert=")]),
+    "Envoy's, two in Cert": (ENVOY, [("x-forwarded-client-cert", f'Cert="{pem(DEVICE, CA)}"')]),
+    "Envoy's, Cert is not Chain's first": (
+        ENVOY, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)};Chain={pem(OTHER, CA)}")],
+    ),
+    "Envoy's, half an escape": (ENVOY, [("x-forwarded-client-cert", f"Cert={pem(DEVICE)}%2")]),
+    "Envoy's, words around the PEM": (ENVOY, [("x-forwarded-client-cert", f"Cert=hello%0A{pem(DEVICE)}")]),
+    "Envoy's, a key for a certificate": (
+        ENVOY, [("x-forwarded-client-cert", "Cert=" + quote(DEVICE.key_pem, safe=""))],
+    ),
+    "Envoy's, odd base64": (
+        ENVOY, [("x-forwarded-client-cert", "Cert=" + quote(DEVICE.pem.replace(b"M", b"=", 3), safe=""))],
+    ),
+    "Envoy's, too many": (ENVOY, [("x-forwarded-client-cert", f"Chain={pem(*[DEVICE] * 9)}")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_anything_else_is_a_400(case: str) -> None:
+    """Several values, the wrong form, a broken encoding, too much: a 400 that names the header, never a certificate."""
+    by, pairs = WRONG[case]
+    with pytest.raises(EstError) as caught:
+        passed_on([by], headers(*pairs), INSIDE, b"", NOW)
+    assert (caught.value.status, caught.value.reason) == (400, Reason.PROXY)
+    assert re.match(r"The header (Client-Cert|x-forwarded-client-cert)", caught.value.sentence, re.IGNORECASE)
+
+
+_VALUES = st.text(st.sampled_from(':;,="\\%ABab09+/- \t'), max_size=60) | st.text(max_size=30)
+
+
+@given(form=st.sampled_from([BY_ADDRESS, ENVOY]), values=st.lists(_VALUES, min_size=1, max_size=3), lead=st.booleans())
+@settings(deadline=None, derandomize=True, max_examples=500)
+def test_no_text_raises_anything_else(form: Proxy, values: list[str], lead: bool) -> None:
+    """Whatever stands in the header, it is a 400 or a certificate that was in it."""
+    name = "Client-Cert" if form is BY_ADDRESS else "X-Forwarded-Client-Cert"
+    good = sf(DEVICE) if form is BY_ADDRESS else f"Cert={pem(DEVICE)};"
+    pairs = [(name, good + one if lead else one) for one in values]
+    try:
+        outcome: object = passed_on([form], headers(*pairs), INSIDE, b"", NOW)
+    except EstError as refusal:
+        outcome = refusal.status
+    assert outcome in (400, DEVICE.der)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (['form = "rfc9440"'], "proxy.front.addresses: a proxy is known by"),
+        (['addresses = ["10.0.0.0/8"]'], "proxy.front.form: is missing"),
+        (["addresses = []", 'form = "xfcc"'], "proxy.front.addresses: "),
+        (['addresses = ["10.0.0.1/8"]', 'form = "xfcc"'], "proxy.front.addresses: "),
+        (['addresses = "10.0.0.0/8"', 'form = "xfcc"', 'certificates = "c"'], "proxy.front.addresses: "),
+        (['addresses = ["10.0.0.0/8"]', 'form = "pem"'], "proxy.front.form: "),
+        (['addresses = ["10.0.0.0/8"]', 'form = "xfcc"', "trusted = true"], "proxy.front.trusted: is not a key"),
+    ],
+)
+def test_what_is_wrong_with_a_proxy_is_said(lines: list[str], told: str) -> None:
+    """A proxy that is known by nothing, or has another form or key, is a problem with its path."""
+    (found,) = problems(text("proxy.front", *lines))
+    assert found.startswith(told)
+
+
+def test_a_label_names_a_proxy_that_there_is() -> None:
+    """A proxy that a label names must have its table."""
+    assert problems(text("label.default", 'proxies = ["front"]')) == [
+        "label.default.proxies: there is no [proxy.front]"
+    ]
+    made = config.parse(
+        text("label.default", 'proxies = ["front"]') + '[proxy.front]\naddresses = ["::1"]\nform = "xfcc"\n', FOLDER
+    )
+    assert made.proxies["front"].networks == (ip_network("::1/128"),)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@dataclass
+class Stage:
+    """The page's demonstration, served, with its HAProxy in front."""
+
+    server: Server
+    folder: Path
+    front: Server
+    """The same instance as devices reach it."""
+
+    def run(self, script: str) -> subprocess.CompletedProcess[str]:
+        script = script.replace("https://127.0.0.1:8444", self.front.url)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{self.folder}:{os.environ['PATH']}"}
+        return subprocess.run(
+            ["sh", "-ec", script], check=False, cwd=self.folder, capture_output=True, text=True, timeout=120,
+            env=environment,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin") or program("haproxy")
+    folder = tmp_path_factory.mktemp("proxy")
+    server = servers.init(folder / "demo")
+    front = Server(folder=server.folder, port=free_port(), admin_port=server.admin_port)
+    made = Stage(server, folder, front)
+    (folder / "estd").write_text(f'#!/bin/sh\nexec {sys.executable} -m estd.cli "$@"\n')
+    (folder / "estd").chmod(0o755)
+    assert made.run(blocks("sh")[0]).returncode == 0
+    with server.config.open("a") as file:
+        proxy_table, label = re.fullmatch(r"(.*)\[label\.default\]\n(.*)", blocks("toml")[0], re.DOTALL).groups()  # type: ignore[union-attr]
+        file.write("\n" + proxy_table + servers.LABELS.read_text())
+    text_ = server.config.read_text().replace("\n[label.default]\n", f"\n[label.default]\n{label}")
+    server.config.write_text(text_.replace("\n[label.trimmed]\n", '\n[label.trimmed]\nproxies = ["front"]\n'))
+    settings_ = blocks("haproxy")[0].replace(":8444", f":{front.port}").replace(":8443", f":{server.port}")
+    (folder / "haproxy.cfg").write_text(settings_)
+    with servers.running(server), (folder / "haproxy.log").open("wb") as log:
+        process = subprocess.Popen([haproxy, "-db", "-f", "haproxy.cfg"], cwd=folder, stdout=log, stderr=log)
+        try:
+            wait_for(lambda: is_up(front), 20, (folder / "haproxy.log").read_text)
+            yield made
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def is_up(server: Server) -> bool:
+    try:
+        with server.client() as client:
+            return client.cacerts() == [server.ca]
+    except Exception:
+        return False
+
+
+def test_the_pages_commands_enroll_through_haproxy(stage: Stage) -> None:
+    """The page's commands enroll by certificate and by password and renew, through HAProxy; the ledger has the device,
+    not the proxy."""
+    done = stage.run(blocks("sh")[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    identities = [row.identity for row in stage.server.rows()]
+    assert [one.partition(":")[0] for one in identities] == ["idevid", "cert", "basic"]
+    assert "DEMO-0001" in identities[0]
+    assert not any("front proxy" in one for one in identities)
+
+
+def refusal(act: Callable[[], Any]) -> tuple[int, str]:
+    with pytest.raises(Refused) as caught:
+        act()
+    return caught.value.status, caught.value.sentence
+
+
+def enroll(server: Server, **options: Any) -> x509.Certificate:
+    asked = options.pop("asked", {"subject": x509.Name([])})
+    with server.client(**options) as client:
+        return client.enroll(lambda _: make.csr(**asked))
+
+
+def test_what_estd_judges_it_judges_behind_the_proxy_too(stage: Stage, folder: Path) -> None:
+    """Nobody, a stranger and an expired device are refused through the proxy with the sentences that they get without;
+    the proxy's own certificate opens nothing."""
+    assert refusal(lambda: enroll(stage.front))[0] == 401
+    stranger = make.certificate().write(folder, "stranger")
+    assert "no path" in refusal(lambda: enroll(stage.front, cert=stranger))[1]
+    old = make.certificate(stage.server.manufacturer, starts=timedelta(minutes=-30), ends=timedelta(minutes=-15))
+    assert "expired" in refusal(lambda: enroll(stage.front, cert=old.write(folder, "old")))[1]
+    own = (stage.server.folder / "front.pem", stage.server.folder / "front.key")
+    assert refusal(lambda: enroll(stage.server, cert=own))[0] == 401
+
+
+def post(
+    server: Server, label: str | None, given_: dict[str, str], *, operation: str = "simpleenroll", **options: Any
+) -> tuple[int, str]:
+    with server.client(label=label, **options) as client:
+        body = make.body(make.csr(subject=make.name("device-1")))
+        response = client.request("POST", operation, body, Content_Type="application/pkcs10", **given_)
+        told = response.read().decode(errors="replace")
+        return response.status, response.headers.get("Estd-Error") or told
+
+
+def test_a_device_that_writes_the_header_is_refused(stage: Stage) -> None:
+    """Without the proxy the header is a 403, at labels that name it and at others, with and without a credential of the
+    device's own; through the proxy it is what the proxy says."""
+    idevid = x509.load_pem_x509_certificate(stage.server.idevid_files[0].read_bytes())
+    written = {"Client_Cert": f":{base64.b64encode(idevid.public_bytes(make.Encoding.DER)).decode()}:"}
+    signed = stage.server.metric("estd_certificates_total")
+    enrolments = ((None, "simpleenroll"), ("strict", "simpleenroll"), ("sites", "simpleenroll"))
+    for label, operation in (*enrolments, (None, "serverkeygen"), ("keys", "serverkeygen")):
+        for options in ({}, {"cert": stage.server.idevid_files}, {"basic": True}):
+            status, sentence = post(stage.server, label, written, operation=operation, **options)
+            assert (status, "proxies alone" in sentence) == (403, True)
+    for operation in ("simpleenroll", "serverkeygen"):
+        assert post(stage.front, None, written, operation=operation)[0] == 401
+    assert stage.server.metric("estd_certificates_total") == signed
+    assert stage.server.metric("estd_rejections_total", reason="proxy") >= 15
+
+
+def test_linking_ends_at_the_proxy(stage: Stage) -> None:
+    """Where a label demands linking, a request through the proxy is a 400 that says why; elsewhere a linked one is a
+    400 as any wrong value is."""
+    status, sentence = post(stage.front, "trimmed", {}, basic=True)
+    assert (status, "a proxy ends the TLS connection" in sentence) == (400, True)
+    with stage.front.client(basic=True) as client:
+        found = refusal(lambda: client.enroll(lambda value: make.csr(challenge_password=value), link=True))
+    assert found[0] == 400
+
+
+@pytest.mark.parametrize("value", ["::", ":AAAA:", "x", ":%%%:"])
+def test_the_proxys_broken_headers_are_a_400(value: str, stage: Stage) -> None:
+    """Over the proxy's own connection: a header that is not as its form has it is a 400, with a right password too."""
+    own = (stage.server.folder / "front.pem", stage.server.folder / "front.key")
+    status, sentence = post(stage.server, None, {"Client_Cert": value}, cert=own, basic=True)
+    assert (status, "Client-Cert" in sentence) == (400, True)
+    assert post(stage.server, None, {}, cert=own, basic=True)[0] == 200
