@@ -468,11 +468,13 @@ def test_costs_little(case: str) -> None:
     """What was made to cost much is answered, with a value or a 400, within 50 ms of CPU (D14)."""
     csr_der = COSTLY[case]()
     assert len(make.body(csr_der)) <= 75_000, "about what a label takes by default"
-    began = time.thread_time()
-    found = parse_or_refusal(csr_der)
-    spent = time.thread_time() - began
-    assert not isinstance(found, EstError) or found.status == 400
-    assert spent < 0.05
+    spent: list[float] = []
+    for _ in range(3):  # a collection of this whole process's garbage may fall into one of them
+        began = time.thread_time()
+        found = parse_or_refusal(csr_der)
+        spent.append(time.thread_time() - began)
+        assert not isinstance(found, EstError) or found.status == 400
+    assert min(spent) < 0.05
 
 
 def signed_part(csr_der: bytes) -> tuple[int, int]:
