@@ -89,9 +89,10 @@ def test_a_reload_serves_the_new_configuration(shape: str, request: pytest.Fixtu
     enrol(server)
     now = counters(server)
     assert {key: (value, now.get(key)) for key, value in before.items() if now.get(key, -1.0) < value} == {}
-    sockets = {path.name for path in (server.folder / "run").glob("issuer-*.sock")}
     count = sum(name.startswith("issuer") for name in after)
-    assert sockets == {f"issuer-{index}.{said['generation']}.sock" for index in range(count)}
+    wanted = {f"issuer-{index}.{said['generation']}.sock" for index in range(count)}
+    # The old generation's are removed once the supervisor has seen its processes end.
+    wait_for(lambda: {path.name for path in (server.folder / "run").glob("issuer-*.sock")} == wanted, 60)
 
 
 def _no_toml(server: Server) -> None:
