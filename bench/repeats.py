@@ -33,7 +33,7 @@ def _rows(now_ms: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def _measure(name: str, total: int, record: Callable[[Sequence[Row]], None]) -> None:
+def _measure(name: str, total: int, record: Callable[[Sequence[Row]], object]) -> None:
     """Record `total` rows and print what each fifth of them cost."""
     part = max(1, total // 5 // _BATCH)
     start_ms = int(time.time() * 1000)

@@ -3,51 +3,27 @@ error with what to do next, and the exit status is 1."""
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, credentials
+from estd import __version__, cli_device, credentials
+from estd.command import READABLE, config_option, json_option, plainly, writer
 from estd.config import Config, load
-from estd.errors import ClientError, ConfigError
 from estd.issuance import SERIAL_BYTES
 from estd.labels import KEY_KINDS
-from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row, Writer
-from estd.ledger_link import RemoteWriter
+from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row
 from estd.toml_table import address
-from hsm.errors import TokenError
 
-P = ParamSpec("P")
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_READABLE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
-_json = click.option("--json", "as_json", is_flag=True, help="Print data, not words.")
-
-
-def _plainly(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn what can go wrong into a sentence and an exit status."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except ConfigError as error:
-            for problem in error.problems:
-                click.echo(problem, err=True)
-            sys.exit(1)
-        except (LedgerError, TokenError, ClientError, OSError, ValueError) as error:
-            click.echo(f"estd: {error}", err=True)
-            sys.exit(1)
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -72,13 +48,13 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, callback=_address)
 @click.option("--admin", default="127.0.0.1:9443", show_default=True, callback=_address)
 @click.option("--demo", is_flag=True, help="Also a manufacturer with a device, and a Basic credential, in DIR/demo.")
-@click.option("--module", type=_READABLE, help="PKCS#11 module of a token that already holds the CA's key.")
+@click.option("--module", type=READABLE, help="PKCS#11 module of a token that already holds the CA's key.")
 @click.option("--token-label", help="Label of that token.")
-@click.option("--pin-file", type=_READABLE, help="File with that token's PIN.")
+@click.option("--pin-file", type=READABLE, help="File with that token's PIN.")
 @click.option("--key-id", help="CKA_ID of the CA's key, in hexadecimal.")
-@click.option("--ca-cert", type=_READABLE, help="The CA's certificate, which may be under somebody else's root.")
-@click.option("--ca-chain", type=_READABLE, help="The certificates above it, up to the root.")
-@_plainly
+@click.option("--ca-cert", type=READABLE, help="The CA's certificate, which may be under somebody else's root.")
+@click.option("--ca-chain", type=READABLE, help="The certificates above it, up to the root.")
+@plainly
 def init_command(
     folder: Path, ca_key: Any, ca_name: str, hosts: tuple[str, ...], listen: str, admin: str, demo: bool,
     module: Path | None, token_label: str | None, pin_file: Path | None, key_id: str | None, ca_cert: Path | None,
@@ -110,8 +86,8 @@ def init_command(
 
 @main.command("check")
 @click.argument("file", type=_FILE, metavar="FILE")
-@_json
-@_plainly
+@json_option
+@plainly
 def check_command(file: Path, as_json: bool) -> None:
     """Say everything that is wrong with the configuration FILE, the files it names and its token."""
     from estd import checks
@@ -129,7 +105,7 @@ def check_command(file: Path, as_json: bool) -> None:
 
 @main.command("serve")
 @click.argument("file", type=_FILE, metavar="FILE")
-@_plainly
+@plainly
 def serve_command(file: Path) -> None:
     """Serve the instance of the configuration FILE until SIGTERM or Ctrl-C."""
     from estd import serve
@@ -139,11 +115,11 @@ def serve_command(file: Path) -> None:
 
 @main.command("enroll")
 @click.argument("url")
-@click.option("--cacert", type=_READABLE, help="Trust anchors for the server; without, the system's.")
+@click.option("--cacert", type=READABLE, help="Trust anchors for the server; without, the system's.")
 @click.option("--label", help="The EST label.")
-@click.option("--cert", type=_READABLE, help="Client certificate (PEM); with --renew, the one to renew.")
-@click.option("--key", type=_READABLE, help="Its key; without, in the file of --cert.")
-@click.option("--credential", type=_READABLE, help="File with one line user:password for HTTP Basic.")
+@click.option("--cert", type=READABLE, help="Client certificate (PEM); with --renew, the one to renew.")
+@click.option("--key", type=READABLE, help="Its key; without, in the file of --cert.")
+@click.option("--credential", type=READABLE, help="File with one line user:password for HTTP Basic.")
 @click.option("--subject", default="", help="What to ask for, such as CN=device-1,O=Acme.")
 @click.option("--dns", multiple=True, help="A dNSName to ask for; may be repeated.")
 @click.option("--ip", multiple=True, help="An iPAddress to ask for.")
@@ -155,8 +131,8 @@ def serve_command(file: Path) -> None:
 @click.option("--tls", type=click.Choice(["1.2", "1.3"]), help="Speak this TLS version only.")
 @click.option("--cacerts-only", is_flag=True, help="Fetch the CA's certificates and stop.")
 @click.option("--out", default="device", show_default=True, help="Writes OUT.key, OUT.pem and OUT.ca.pem.")
-@_json
-@_plainly
+@json_option
+@plainly
 def enroll_command(as_json: bool, **options: Any) -> None:
     """Ask the EST server at URL for a certificate."""
     from estd import enrolling
@@ -177,8 +153,8 @@ def credential_group() -> None:
 @credential_group.command("add")
 @click.argument("file", type=_FILE)
 @click.argument("user")
-@click.option("--password-file", type=_READABLE, help="A password of your own; without, one is generated and shown.")
-@_plainly
+@click.option("--password-file", type=READABLE, help="A password of your own; without, one is generated and shown.")
+@plainly
 def credential_add(file: Path, user: str, password_file: Path | None) -> None:
     """Add USER to the credentials FILE, or give it another password. A running server sees it within a second."""
     secret = password_file.read_text(encoding="utf-8").strip() if password_file else credentials.generate()
@@ -203,11 +179,6 @@ def _when(_context: click.Context, _parameter: click.Parameter, value: str | Non
     except ValueError:
         raise click.BadParameter("a time such as 2026-11-22 or 2026-11-22T08:00") from None
     return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-_config = click.option(
-    "--config", "file", type=_READABLE, default=Path("estd.toml"), show_default=True, help="The configuration."
-)
 
 
 def _serial_number(_context: click.Context, _parameter: click.Parameter, value: str | None) -> bytes | None:
@@ -262,7 +233,7 @@ def _row(config: Config, serial: bytes) -> Row:
 
 
 @cert_group.command("list")
-@_config
+@config_option
 @_serial
 @_subject
 @_identity
@@ -270,8 +241,8 @@ def _row(config: Config, serial: bytes) -> Row:
 @_until
 @_revoked
 @click.option("--limit", type=int, default=-1, help="At most so many.")
-@_json
-@_plainly
+@json_option
+@plainly
 def cert_list(file: Path, as_json: bool, since: int | None, until: int | None, **query: Any) -> None:
     """List certificates, oldest first."""
     for row in _search(load(file), since_ms=since, until_ms=until, **query):
@@ -284,10 +255,10 @@ def cert_list(file: Path, as_json: bool, since: int | None, until: int | None, *
 
 
 @cert_group.command("show")
-@_config
+@config_option
 @click.argument("serial", callback=_serial_number)
-@_json
-@_plainly
+@json_option
+@plainly
 def cert_show(file: Path, serial: bytes, as_json: bool) -> None:
     """Show one certificate: what the ledger knows, and the certificate."""
     row = _row(load(file), serial)
@@ -302,7 +273,7 @@ def cert_show(file: Path, serial: bytes, as_json: bool) -> None:
 
 
 @cert_group.command("export")
-@_config
+@config_option
 @_serial
 @_subject
 @_identity
@@ -310,7 +281,7 @@ def cert_show(file: Path, serial: bytes, as_json: bool) -> None:
 @_until
 @_revoked
 @click.option("--out", type=click.File("wb"), default="-", help="File for the PEM; standard output without.")
-@_plainly
+@plainly
 def cert_export(file: Path, since: int | None, until: int | None, out: Any, **query: Any) -> None:
     """Write certificates as PEM."""
     for row in _search(load(file), since_ms=since, until_ms=until, **query):
@@ -318,28 +289,23 @@ def cert_export(file: Path, since: int | None, until: int | None, out: Any, **qu
 
 
 @cert_group.command("revoke")
-@_config
+@config_option
 @click.argument("serial", callback=_serial_number)
 @click.option("--reason", type=click.Choice(list(REVOCATION_REASONS)), default="unspecified", show_default=True)
-@_json
-@_plainly
+@json_option
+@plainly
 def cert_revoke(file: Path, serial: bytes, reason: str, as_json: bool) -> None:
     """Revoke a certificate: dead at its next request, on connections that are open too."""
     config = load(file)
     row = _row(config, serial)
-    with _writer(config) as writer:
-        writer.revoke(row.serial, int(time.time()), REVOCATION_REASONS[reason])
+    with writer(config) as ledger:
+        ledger.revoke(row.serial, int(time.time()), REVOCATION_REASONS[reason])
     row = _row(config, serial)
     shown = _shown(row)
     click.echo(json.dumps(shown) if as_json else f"{shown['serial']} is revoked since {shown['revoked']}")
 
 
-def _writer(config: Config) -> Writer | RemoteWriter:
-    """The ledger's writer: the one that runs, or with none, this process."""
-    try:
-        return Writer(config.ledger)
-    except LedgerError:
-        return RemoteWriter(config.ledger, config.run / "ledger.sock")
+main.add_command(cli_device.device_group)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import hashlib
 import itertools
 import signal
 import socket
@@ -17,9 +18,10 @@ import uvloop
 from aiohttp import http_parser, web
 from OpenSSL import SSL
 
-from estd import csr, frames, metrics, tls, wire
+from estd import csr, frames, metrics, otp, tls, verdicts, wire
 from estd.config import Config
 from estd.credentials import Credentials, read_header
+from estd.devices import Claim, is_serial_number, pack_claim
 from estd.errors import (
     BY_STATUS,
     EXIT_FATAL,
@@ -40,6 +42,7 @@ from estd.issuer_link import IssuerLink
 from estd.labels import OPERATIONS, Label
 from estd.logs import Log
 from estd.material import Material, cacerts_body, load
+from estd.webhook import Webhook
 
 _GIVE_BACK_SECONDS = 10.0
 _HERD = 100
@@ -66,7 +69,7 @@ class _Seen:
 class _Served:
     """A label as an edge serves it."""
 
-    def __init__(self, number: int, label: Label, material: Material) -> None:
+    def __init__(self, number: int, label: Label, material: Material, slot: metrics.Slot, log: Log) -> None:
         self.number = number
         self.label = label
         self.cacerts = cacerts_body(material, label)
@@ -75,6 +78,11 @@ class _Served:
             for index, rule in enumerate(label.allow)
             if rule.credentials is not None
         ]
+        ways = {way for rule in label.allow if rule.registry is not None for way in rule.registry.secrets}
+        hooks = [rule for rule in material.policies[number].rules if rule.allow.hook is not None]
+        self.hears_secrets = "basic" in ways or any(rule.anchors is None for rule in hooks)
+        self.hears_otp = "otpChallenge" in ways
+        self.webhook = Webhook(hooks[0], label.name, slot, log) if hooks else None
 
 
 class Edge:
@@ -87,7 +95,7 @@ class Edge:
         self._log = log
         self._numbers = itertools.count(1)
         self._draining = False
-        served = [_Served(number, label, material) for number, label in enumerate(config.labels.values())]
+        served = [_Served(number, label, material, slot, log) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
         self._routes: dict[str, tuple[_Served, str]] = {}
         for one in served:
@@ -96,6 +104,7 @@ class Edge:
         for operation in _SERVED:
             self._routes[_ROOT + operation] = (default, operation)
         self._known_labels = {one.label.name for one in served}
+        self._webhooks = [one.webhook for one in served if one.webhook is not None]
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request: its response, its metrics and its line in the log."""
@@ -176,19 +185,25 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
-        user, rule = await self._basic(request, served, seen)
-        if not chain and user is None:
-            raise Unauthenticated(
-                Reason.NO_CREDENTIAL,
-                "Present a client certificate in TLS, or a credential by HTTP Basic authentication.",
-            )
+        user, rule, claim = await self._basic(request, served, seen)
+        anonymous = not chain and user is None and claim is None
+        if anonymous and not served.hears_otp:
+            raise _no_credential()
         headers = request.headers
         wire.check_media_type(headers.get("Content-Type", ""), pem=label.pem)
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType(Reason.MEDIA_TYPE, "A request's body may not be compressed.")
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
+        if anonymous and not otp.may_have(sent.csr_der):
+            raise _no_credential()
         binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
+        verdict = b""
+        if served.webhook is not None:
+            said = await served.webhook.ask(
+                chain=chain, claim=claim, renewal=kind == frames.RENEW, csr_der=sent.csr_der
+            )
+            verdict = verdicts.pack(said) if said is not None else b""
         link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(sent.csr_der) % len(self._links)]
         given = await link.ask(
             Request(
@@ -201,6 +216,8 @@ class Edge:
                 binding=binding,
                 chain=chain,
                 csr_der=sent.csr_der,
+                claim=pack_claim(claim),
+                verdict=verdict,
             )
         )
         seen.identity = given.identity or seen.identity
@@ -211,16 +228,21 @@ class Edge:
         seen.serial = given.serial.hex()
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
-    async def _basic(self, request: web.BaseRequest, served: _Served, seen: _Seen) -> tuple[str | None, int]:
-        """The name of a right credential and the rule it belongs to. A 401 where it is wrong."""
+    async def _basic(
+        self, request: web.BaseRequest, served: _Served, seen: _Seen
+    ) -> tuple[str | None, int, Claim | None]:
+        """The name of a right credential and the rule it belongs to; or, where the label hears one-time secrets, a
+        claim that the issuer judges. A 401 where it is wrong."""
         given = request.headers.get("Authorization")
         if given is None:
-            return None, -1
+            return None, -1, None
         user, password = read_header(given)
         seen.identity = f"basic:{user[:64]}"
         for rule, credentials in served.basic:
             if await credentials.check(user, password):
-                return user, rule
+                return user, rule, None
+        if served.hears_secrets and is_serial_number(user):
+            return None, -1, Claim(user, hashlib.sha256(password).digest(), "basic")
         raise Unauthenticated(Reason.WRONG_CREDENTIAL, "The user name or the password is wrong for this label.")
 
     async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
@@ -251,6 +273,16 @@ class Edge:
 
     def drain(self) -> None:
         self._draining = True
+
+    async def close(self) -> None:
+        for one in self._webhooks:
+            await one.close()
+
+
+def _no_credential() -> Unauthenticated:
+    return Unauthenticated(
+        Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
+    )
 
 
 class _Doors:
@@ -337,6 +369,7 @@ async def serve(config: Config, index: int, listener: socket.socket, slot: metri
     await http.drain(config.server.drain_seconds)
     for link in links:
         link.close()
+    await edge.close()
 
 
 def main(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log) -> int:

@@ -4,12 +4,15 @@
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
     │                                linking bad_http
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
-    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused
+    │                                secret_spent
+    ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused device_unknown
+    │                                device_disabled
     ├─ NotFound               404      unknown_label unknown_operation
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
     ├─ UnsupportedMediaType   415      media_type
-    └─ Unavailable            503      overloaded token_away ledger_away deadline crl_stale internal
+    ├─ TooMany                429      throttled
+    └─ Unavailable            503      overloaded token_away ledger_away deadline crl_stale webhook_away internal
 
 An error carries the sentence that the device reads; `http.respond` is the one place where it becomes HTTP. A 401 has
 an empty body (clients in the field fail on one), so every error's sentence also goes out in the header Estd-Error.
@@ -55,6 +58,11 @@ class Reason(StrEnum):
     LEDGER_AWAY = "ledger_away"
     DEADLINE = "deadline"
     INTERNAL = "internal"
+    DEVICE_UNKNOWN = "device_unknown"
+    DEVICE_DISABLED = "device_disabled"
+    SECRET_SPENT = "secret_spent"
+    THROTTLED = "throttled"
+    WEBHOOK_AWAY = "webhook_away"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
@@ -111,6 +119,12 @@ class UnsupportedMediaType(EstError):
     status = 415
 
 
+class TooMany(EstError):
+    """One identity asks too often, or wrongly too often: it is told when to come back."""
+
+    status = 429
+
+
 class Unavailable(EstError):
     """The service's own trouble or load: the same request may succeed later, and is told when to come back."""
 
@@ -122,7 +136,8 @@ class Unavailable(EstError):
 
 BY_STATUS: dict[int, type[EstError]] = {
     kind.status: kind
-    for kind in (BadRequest, Unauthenticated, Forbidden, NotFound, TooLarge, UnsupportedMediaType, Unavailable)
+    for kind in (BadRequest, Unauthenticated, Forbidden, NotFound, TooLarge, UnsupportedMediaType, TooMany,
+                 Unavailable)
 }  # fmt: skip
 """The class for each status that an issuer's answer may carry (see frames)."""
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 ENROLL, RENEW, CANCEL = 1, 2, 3
 
-_REQUEST = struct.Struct("<IQBBHhdHBI")
+_REQUEST = struct.Struct("<IQBBHhdHBIHI")
 _ANSWER = struct.Struct("<IQHBHHB")
 _LENGTH = struct.Struct("<I")
 FRAME_MAX = 4 << 20
@@ -37,6 +37,10 @@ class Request(NamedTuple):
     chain: bytes
     """The client's certificate and its intermediates, DER after DER; empty without one."""
     csr_der: bytes
+    claim: bytes = b""
+    """A serial number and the SHA-256 of a one-time secret (`devices.pack_claim`), which the issuer judges."""
+    verdict: bytes = b""
+    """What the webhook said of this request (`verdicts.pack`); empty where none was asked."""
 
 
 class Answer(NamedTuple):
@@ -54,10 +58,11 @@ class Answer(NamedTuple):
 
 def pack_request(request: Request) -> bytes:
     user = b"" if request.user is None else request.user.encode()
-    tail = b"".join((user, request.binding, request.chain, request.csr_der))
+    tail = b"".join((user, request.binding, request.chain, request.claim, request.verdict, request.csr_der))
     head = _REQUEST.pack(
         _REQUEST.size - 4 + len(tail), request.id, request.kind, 0 if request.user is None else 1, request.label,
         request.rule, request.deadline, len(user), len(request.binding), len(request.chain),
+        len(request.claim), len(request.verdict),
     )  # fmt: skip
     return head + tail
 
@@ -65,12 +70,16 @@ def pack_request(request: Request) -> bytes:
 def unpack_request(data: bytes, at: int, end: int) -> Request:
     if end - at < _REQUEST.size:
         raise FrameError("a request shorter than its head")
-    _, number, kind, has_user, label, rule, deadline, user_len, binding_len, chain_len = _REQUEST.unpack_from(data, at)
+    (
+        _, number, kind, has_user, label, rule, deadline, user_len, binding_len, chain_len, claim_len, verdict_len,
+    ) = _REQUEST.unpack_from(data, at)  # fmt: skip
     at += _REQUEST.size
     user_end = at + user_len
     binding_end = user_end + binding_len
     chain_end = binding_end + chain_len
-    if chain_end > end:
+    claim_end = chain_end + claim_len
+    verdict_end = claim_end + verdict_len
+    if verdict_end > end:
         raise FrameError("lengths inside a request exceed it")
     try:
         user = data[at:user_end].decode() if has_user else None
@@ -78,12 +87,13 @@ def unpack_request(data: bytes, at: int, end: int) -> Request:
         raise FrameError("a user name that is not UTF-8") from None
     return Request(
         number, kind, label, deadline, user, rule,
-        data[user_end:binding_end], data[binding_end:chain_end], data[chain_end:end],
+        data[user_end:binding_end], data[binding_end:chain_end], data[verdict_end:end],
+        data[chain_end:claim_end], data[claim_end:verdict_end],
     )  # fmt: skip
 
 
 def pack_cancel(number: int) -> bytes:
-    return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0)
+    return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0, 0, 0)
 
 
 def pack_answer(answer: Answer) -> bytes:

@@ -15,10 +15,12 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+from estd import ledger_devices
+from estd.devices import Device, DeviceKey, Use
 from estd.issuance import serial_floor
 
 MIGRATIONS: tuple[str, ...] = (
@@ -41,6 +43,7 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE TABLE health (slot INTEGER PRIMARY KEY, at REAL NOT NULL) STRICT;
     """,
+    ledger_devices.SCHEMA,
 )
 """Numbered by their place; `PRAGMA user_version` says how many a file has had. Never edited once released."""
 
@@ -162,6 +165,19 @@ class Reader:
         for found in self._db.execute(query, (*values, limit)):
             yield Row(*found)
 
+    def find_devices(self, keys: Collection[DeviceKey]) -> dict[DeviceKey, Device]:
+        """The devices that the registry holds under these keys."""
+        return ledger_devices.find(self._db, keys)
+
+    def search_devices(self, **query: Any) -> Iterator[Device]:
+        """The registry's devices, as `ledger_devices.search` has it."""
+        try:
+            yield from ledger_devices.search(self._db, **query)
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"the registry cannot be read ({error}); an old ledger gets one when it is served"
+            ) from None
+
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM certificate").fetchone()[0])
 
@@ -211,9 +227,21 @@ class Writer(Reader):
         # Checkpoints of 500 pages hold a batch up for 3 ms, SQLite's 1000 for 4 and 2000 for 10; all cost the same.
         self._db.execute("PRAGMA wal_autocheckpoint = 500")
 
-    def record(self, rows: Sequence[Row]) -> None:
-        """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written."""
-        self._write(_INSERT, rows)
+    def record(self, rows: Sequence[Row], uses: Sequence[Use] = ()) -> set[bytes]:
+        """All rows or none, on disk when it returns, less those whose one-time secret another has used: their serials
+        are returned. Raises LedgerBroken, after which nothing more is written."""
+        with self._transaction() as connection:
+            lost = ledger_devices.use(connection, uses) if uses else set()
+            connection.executemany(_INSERT, [row for row in rows if row.serial not in lost] if lost else rows)
+        return lost
+
+    def change_devices(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A change of the registry (`ledger_devices.change`). Raises LedgerError where it cannot be made."""
+        try:
+            with self._transaction() as connection:
+                return ledger_devices.change(connection, message)
+        except ledger_devices.DeviceRefused as refused:
+            raise LedgerError(str(refused)) from None
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         """Revoke a certificate; False where the ledger does not hold it. A second revocation changes nothing."""
@@ -228,15 +256,23 @@ class Writer(Reader):
         self._write("INSERT OR REPLACE INTO health VALUES (?, ?)", [(slot, at)])
 
     def _write(self, statement: str, values: Iterable[tuple[object, ...]]) -> None:
+        with self._transaction() as connection:
+            connection.executemany(statement, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         if self._broken:
             raise LedgerBroken(self._broken)
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(statement, values)
+            yield self._db
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             self._broken = f"the ledger cannot be written ({error}); restart once its disk is well"
             raise LedgerBroken(self._broken) from error
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         """Give the ledger up to the next writer."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from estd.devices import DeviceKey, Use
 from estd.ledger import LedgerBroken, LedgerError, Reader, Row, Writer
 
 LEDGER_DOOR = "ledger"
@@ -42,6 +43,14 @@ def _row_in(data: dict[str, Any]) -> Row:
     return Row(**{**data, **blobs})
 
 
+def _use_out(use: Use) -> list[Any]:
+    return [use.certificate.hex(), list(use.key), use.secret.hex(), use.at_ms]
+
+
+def _use_in(data: list[Any]) -> Use:
+    return Use(bytes.fromhex(data[0]), DeviceKey(*data[1]), bytes.fromhex(data[2]), data[3])
+
+
 class WriterService:
     """The writer's side. Messages that arrive together are written together."""
 
@@ -51,14 +60,21 @@ class WriterService:
     def answer(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """An answer for each message. Raises LedgerBroken when the process must end, before any is acknowledged."""
         rows = [_row_in(row) for message in messages if message["do"] == "record" for row in message["rows"]]
-        if rows:
-            self._writer.record(rows)
-        return [self._one(message) for message in messages]
+        uses = [_use_in(use) for message in messages if message["do"] == "record" for use in message.get("uses", ())]
+        lost = self._writer.record(rows, uses) if rows else set()
+        return [self._one(message, lost) for message in messages]
 
-    def _one(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _one(self, message: dict[str, Any], lost: set[bytes]) -> dict[str, Any]:
         match message["do"]:
             case "record":
-                return {"ok": True}
+                return {"ok": True, **({"lost": [one.hex() for one in lost]} if lost else {})}
+            case "devices":
+                try:
+                    return {"ok": True, **self._writer.change_devices(message)}
+                except LedgerBroken:
+                    raise
+                except LedgerError as refused:
+                    return {"ok": False, "error": str(refused)}
             case "revoke":
                 found = self._writer.revoke(bytes.fromhex(message["serial"]), message["when"], message["reason"])
                 return {"ok": True, "found": found}
@@ -107,8 +123,12 @@ class RemoteWriter(Reader):
             data += part
         return bytes(data)
 
-    def record(self, rows: Sequence[Row]) -> None:
-        self._ask({"do": "record", "rows": [_row_out(row) for row in rows]})
+    def record(self, rows: Sequence[Row], uses: Sequence[Use] = ()) -> set[bytes]:
+        asked = {"do": "record", "rows": [_row_out(row) for row in rows], "uses": [_use_out(use) for use in uses]}
+        return {bytes.fromhex(one) for one in self._ask(asked).get("lost", ())}
+
+    def change_devices(self, message: dict[str, Any]) -> dict[str, Any]:
+        return self._ask({"do": "devices", **message})
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         return bool(self._ask({"do": "revoke", "serial": serial.hex(), "when": when, "reason": reason})["found"])

@@ -19,7 +19,7 @@ from estd.errors import REASONS
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "other")
-STATUSES = ("200", "400", "401", "403", "404", "405", "413", "415", "500", "503")
+STATUSES = ("200", "400", "401", "403", "404", "405", "413", "415", "429", "500", "503")
 STAGES = ("validate", "identify", "parse", "authorise", "prepare", "sign", "commit")
 
 
@@ -86,6 +86,10 @@ COMMIT_SECONDS = _family("histogram", "estd_commit_seconds", "Durable transactio
 TOKEN_ERRORS = _family("counter", "estd_token_errors", "Calls that the token refused.", severity=("fatal", "transient"))
 READY_AT = _family("gauge", "estd_ready_timestamp_seconds", "When a test signature was last made and a row stored.")
 BUSY_SINCE = _family("gauge", "estd_busy_since_seconds", "CLOCK_MONOTONIC at which the batch at work began; 0: idle.")
+WEBHOOK_SECONDS = _family(
+    "histogram", "estd_webhook_seconds", "A POST to a webhook, by outcome.", bounds=SECONDS,
+    outcome=("answered", "failed"),
+)  # fmt: skip
 LOGS_DROPPED = _family("counter", "estd_log_lines_dropped", "Log lines dropped since nobody took them.")
 
 SLOT_DOUBLES = FAMILIES[-1].end

@@ -14,16 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "frames", "repeats", "tls", "toml_table"),
+    ("errors", "der", "devices", "frames", "name_map", "repeats", "tls", "toml_table", "verdicts"),
+    ("device_rules", "ledger_devices"),
     ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
-    ("identify", "ledger"),
-    ("policy", "ledger_link"),
-    ("material",),
+    ("given_names", "identify", "ledger", "otp"),
+    ("device_file", "registry", "ledger_link"),
+    ("policy",),
+    ("command", "enquiry", "importing", "material", "webhook"),
     ("batch", "edge", "ledger_process", "supervisor"),
     ("issuer", "exposition"),
     ("admin", "checks", "instance"),
-    ("serve", "child"),
+    ("serve", "child", "cli_device"),
     ("cli",),
 )
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
@@ -35,7 +37,7 @@ TOKEN_USERS: dict[str, tuple[set[str], str]] = {
     "batch": ({"errors", "session"}, "the types at its seam: a Job goes in, a signature or a TokenError comes out"),
     "checks": ({"errors", "session"}, "estd check makes a test signature through the issuer's own opening"),
     "instance": ({"keys", "token"}, "estd init makes the token and the CA's key"),
-    "cli": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
+    "command": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
 }
 """Which rooms of estd import which rooms of hsm, and why."""
 
@@ -44,9 +46,10 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "http": "HTTP/1.1 as EST needs it",
         "edge": "requests and responses",
         "admin": "the admin port",
+        "webhook": "its client",
     },
     "uvloop": {"edge": "the loop that serves devices"},
-    "sqlite3": {"ledger": "the one database"},
+    "sqlite3": {"ledger": "the one database", "ledger_devices": "the registry's tables in it"},
     "prometheus_client": {"admin": "the text format", "exposition": "the families"},
     "OpenSSL": {
         "tls": "the transport",
@@ -61,7 +64,24 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Libraries, and the rooms of estd that may import them, each with what for. Nothing parses DER in Python."""
 
-PURE = ("csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames")
+PURE = (
+    "csr",
+    "wire",
+    "names",
+    "policy",
+    "identify",
+    "issuance",
+    "der",
+    "repeats",
+    "frames",
+    "devices",
+    "name_map",
+    "given_names",
+    "registry",
+    "verdicts",
+    "otp",
+    "device_rules",
+)
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
     "uvloop", "selectors", "multiprocessing",

@@ -1,0 +1,171 @@
+"""What `estd device import` does: read the whole file, and only when it is good, write it in parts.
+
+The parts go to the ledger's one writer, a server that runs or this process, and are no devices until the last word:
+so an import is seen whole or not at all, whatever ends it, and enrolments go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
+
+from estd.device_file import LineError
+from estd.devices import Device, DeviceKey
+from estd.ledger import LedgerError
+
+PART = 2000
+"""Rows in one transaction: some milliseconds of the writer's time."""
+SECRET_BITS = 160
+T = TypeVar("T")
+
+
+class Registry(Protocol):
+    """The ledger's writer, near or far."""
+
+    def find_devices(self, keys: Collection[DeviceKey]) -> dict[DeviceKey, Device]: ...
+    def change_devices(self, message: dict[str, Any]) -> dict[str, Any]: ...
+
+
+class Read(NamedTuple):
+    """What the first reading found."""
+
+    good: int
+    skip: set[int]
+    """Lines that are bad."""
+    problems: list[str]
+    """The first of them, in words."""
+
+
+def new_secret() -> tuple[str, bytes]:
+    """A secret of 160 random bits, as text that fits a header and a person's eyes, and its SHA-256."""
+    secret = base64.b32encode(secrets.token_bytes(SECRET_BITS // 8)).decode().lower()
+    return secret, hashlib.sha256(secret.encode()).digest()
+
+
+def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    found = iter(items)
+    while part := list(islice(found, size)):
+        yield part
+
+
+def read(
+    lines: Iterable[tuple[int, Device | LineError]], registry: Registry, *, problems_max: int,
+    step: Callable[[int], None],
+) -> Read:  # fmt: skip
+    """Look at every line: what is wrong with it, and whether its device is there already, above or in the registry."""
+    seen: set[int] = set()
+    good, skip, problems = 0, set[int](), list[str]()
+
+    def bad(number: int, error: LineError) -> None:
+        skip.add(number)
+        if len(problems) < problems_max:
+            problems.append(str(error))
+
+    for part in parts(lines, PART):
+        devices: dict[int, Device] = {}
+        for number, device in part:
+            if isinstance(device, LineError):
+                bad(number, device)
+            elif hash(device.key) in seen:
+                bad(number, LineError(number, f"the device {device.serial_number!r} stands in an earlier line"))
+            else:
+                seen.add(hash(device.key))
+                devices[number] = device
+        there = registry.find_devices([device.key for device in devices.values()])
+        for number, device in devices.items():
+            if device.key in there:
+                bad(number, LineError(number, f"the device {device.serial_number!r} is in the registry already"))
+            else:
+                good += 1
+        step(len(part))
+    return Read(good, skip, problems)
+
+
+def write(
+    devices: Iterable[Device], registry: Registry, *, at: int, secrets_out: Path | None, secret_until: int,
+    step: Callable[[int], None],
+) -> int:  # fmt: skip
+    """Add the devices, all or none; how many. Their secrets are on disk before the first can be used."""
+    _sweep(registry)
+    number = registry.change_devices({"change": "begin", "at": at})["id"]
+    count = 0
+    with new_file(secrets_out) as out:
+        try:
+            for part in parts(devices, PART):
+                rows, lines = (
+                    _with_secrets(part, secret_until) if out is not None else ([list(one) for one in part], "")
+                )
+                if out is not None:
+                    out.write(lines if count else "serial_number,manufacturer,label,secret\n" + lines)
+                registry.change_devices({"change": "rows", "id": number, "rows": rows})
+                count += len(part)
+                step(len(part))
+            if out is not None:
+                out.flush()
+                os.fsync(out.fileno())
+        except BaseException:
+            if secrets_out is not None:
+                secrets_out.unlink()  # they are nobody's
+            raise
+        # From here on they may be valid, even where the answer to this is lost.
+        registry.change_devices({"change": "done", "id": number})
+    return count
+
+
+def _with_secrets(part: Sequence[Device], until: int) -> tuple[list[list[Any]], str]:
+    """The rows with a secret's hash in each, and the lines that show the secrets."""
+    rows: list[list[Any]] = []
+    lines: list[str] = []
+    for device in part:
+        secret, sha256 = new_secret()
+        rows.append(list(device._replace(secret=sha256, secret_until=until)))
+        rows[-1][6] = sha256.hex()
+        lines.append(",".join(map(_cell, (device.serial_number, device.manufacturer, device.label, secret))) + "\n")
+    return rows, "".join(lines)
+
+
+def _cell(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"') else text
+
+
+def _sweep(registry: Registry) -> None:
+    """Clear away what an import left that never came to its end."""
+    after: Sequence[str] | None = ("", "", "")
+    while after is not None:
+        after = registry.change_devices({"change": "sweep", "after": list(after)})["next"]
+
+
+@contextmanager
+def new_file(path: Path | None) -> Iterator[IO[str] | None]:
+    """A new file for its owner alone. What was written stays where something fails later: it may be the only copy of
+    secrets that are valid."""
+    if path is None:
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        raise LedgerError(f"{path} exists; secrets are never written over a file, name a new one") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        yield file
+
+
+@contextmanager
+def one_at_a_time(ledger: Path) -> Iterator[None]:
+    """Raises LedgerError while another import runs: it would sweep away the other's parts."""
+    descriptor = os.open(ledger.with_name(ledger.name + ".import"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise LedgerError("another import runs; wait for its end") from None
+    finally:
+        os.close(descriptor)
