@@ -198,6 +198,7 @@ class Edge:
         if anonymous and not otp.may_have(sent.csr_der):
             raise _no_credential()
         binding = connection.channel_binding() if csr.has_challenge_password(sent.csr_der) else b""
+        deadline = time.monotonic() + self._config.server.deadline_seconds
         verdict = b""
         if served.webhook is not None:
             said = await served.webhook.ask(
@@ -210,7 +211,7 @@ class Edge:
                 id=0,
                 kind=kind,
                 label=served.number,
-                deadline=time.monotonic() + self._config.server.deadline_seconds,
+                deadline=deadline,
                 user=user,
                 rule=rule,
                 binding=binding,

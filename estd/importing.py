@@ -99,12 +99,13 @@ def write(
     count = 0
     with new_file(secrets_out) as out:
         try:
+            if out is not None:
+                out.write("serial_number,manufacturer,label,secret\n")
             for part in parts(devices, PART):
-                rows, lines = (
-                    _with_secrets(part, secret_until) if out is not None else ([list(one) for one in part], "")
-                )
+                rows = [list(one) for one in part]
                 if out is not None:
-                    out.write(lines if count else "serial_number,manufacturer,label,secret\n" + lines)
+                    rows, lines = _with_secrets(part, secret_until)
+                    out.write(lines)
                 registry.change_devices({"change": "rows", "id": number, "rows": rows})
                 count += len(part)
                 step(len(part))

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from estd import credentials, ledger
+from estd import credentials, demo_devices, ledger
 from estd.errors import ConfigError
 from hsm import keys
 from hsm.token import Token
@@ -132,7 +132,7 @@ def init(plan: Plan) -> None:
             listen=plan.listen,
             admin=plan.admin,
             profiles=_DEMO_PROFILES if plan.demo else _BARE_PROFILES,
-            rules=_DEMO_RULES if plan.demo else _BARE_RULES,
+            rules=_DEMO_RULES + demo_devices.LABEL if plan.demo else _BARE_RULES,
             **settings,
         )
         # Last, so that an instance that was interrupted on its way is not taken for one.

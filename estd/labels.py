@@ -176,6 +176,14 @@ def _allow(table: Table) -> Allow:
     return allow
 
 
+def ungranted(allow: Allow, profile: Profile) -> list[str]:
+    """The kinds of names that a rule makes and its profile does not take from the identity."""
+    if allow.names is None:
+        return []
+    kinds = {"subject": profile.subject, "dns": profile.dns.source, "ip": profile.ip.source, "uri": profile.uri.source}
+    return [kind for kind, source in kinds.items() if getattr(allow.names, kind) and source != "identity"]
+
+
 def read_label(name: str, table: Table) -> Label:
     """The table [label.NAME]; what is wrong with it goes into the table's problems."""
     rules = table.left.pop("allow", [])

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "der", "devices", "frames", "name_map", "repeats", "tls", "toml_table", "verdicts"),
+    ("demo_devices", "errors", "der", "devices", "frames", "name_map", "repeats", "tls", "toml_table", "verdicts"),
     ("device_rules", "ledger_devices"),
     ("labels", "wire", "csr", "metrics", "credentials", "crl", "client", "sockets", "http"),
     ("config", "names", "issuance", "logs", "enrolling", "issuer_link"),
