@@ -16,7 +16,7 @@ import click
 from estd import importing
 from estd.command import READABLE, config_option, json_option, plainly, writer
 from estd.config import Config, load
-from estd.device_file import COLUMNS, DeviceFile, LineError
+from estd.device_file import COLUMNS, DeviceFile
 from estd.devices import Device, DeviceKey
 from estd.ledger import LedgerError, Reader
 from estd.toml_table import duration
@@ -95,34 +95,25 @@ def device_import(
             found = importing.read(lines, registry, problems_max=_PROBLEMS_SHOWN, step=bar.update)
         for problem in found.problems:
             click.echo(f"{csv_file}: {problem}", err=True)
-        if len(found.skip) > len(found.problems):
-            click.echo(f"{csv_file}: and {len(found.skip) - len(found.problems)} lines more", err=True)
-        refused = bool(found.skip) and not skip_bad
+        if found.bad > len(found.problems):
+            click.echo(f"{csv_file}: and {found.bad - len(found.problems)} lines more", err=True)
+        refused = found.bad > 0 and not skip_bad
         added = 0
         if not refused:
-            with _bar("writing", found.good, quiet=as_json) as bar:
+            with _bar("writing", len(found.good), quiet=as_json) as bar:
                 added = importing.write(
-                    _good(lines, found.skip), registry, at=int(time.time()), secrets_out=secrets_out,
+                    lines.at(found.good), registry, at=int(time.time()), secrets_out=secrets_out,
                     secret_until=int(time.time()) + valid_for, step=bar.update,
                 )  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"added": added, "bad": len(found.skip), "problems": found.problems}))
+        click.echo(json.dumps({"added": added, "bad": found.bad, "problems": found.problems}))
     elif refused:
-        click.echo(f"{len(found.skip)} lines are bad, so nothing was imported (--skip-bad imports the rest)", err=True)
+        click.echo(f"{found.bad} lines are bad, so nothing was imported (--skip-bad imports the rest)", err=True)
     else:
         click.echo(
             f"{added} devices are in the registry" + (f"; their secrets in {secrets_out}" if secrets_out else "")
         )
     sys.exit(1 if refused else 0)
-
-
-def _good(lines: DeviceFile, skip: set[int]) -> Iterator[Device]:
-    for number, device in lines:
-        if number in skip:
-            continue
-        if isinstance(device, LineError):
-            raise LedgerError(f"{lines.path} was changed while it was read; import it again")
-        yield device
 
 
 @device_group.command("add")

@@ -8,15 +8,18 @@ left out in silence.
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator, Sequence
+import os
+from codecs import BOM_UTF8
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from estd import given_names
 from estd.devices import Device, is_manufacturer, is_serial_number
 
 COLUMNS = ("serial_number", "manufacturer", "label", "profile", "subject", "dns", "ip", "uri", "state")
 LINE_MAX = 16_384
-"""Characters."""
+"""Bytes."""
 _STATES = {"": True, "enabled": True, "disabled": False}
 
 
@@ -25,14 +28,24 @@ class LineError(ValueError):
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(f"line {line}: {what}")
+        self.line = line
 
 
 class FileError(ValueError):
     """The file as a whole is no list of devices."""
 
 
+class Line(NamedTuple):
+    """One line of the file, the first after its head being number 2."""
+
+    number: int
+    offset: int
+    """Bytes before it."""
+    found: Device | LineError
+
+
 class DeviceFile:
-    """A CSV of devices, read as often as one iterates. Yields (line, Device) or (line, LineError)."""
+    """A CSV of devices, read line by line, as often as one iterates. Raises FileError or OSError."""
 
     def __init__(
         self, path: Path, *, label: str, labels: Collection[str], profiles: Collection[str], added_at: int
@@ -42,43 +55,55 @@ class DeviceFile:
         self._labels = labels
         self._profiles = profiles
         self._added_at = added_at
+        self._seen: object = None
 
-    def __iter__(self) -> Iterator[tuple[int, Device | LineError]]:
-        """Raises FileError or OSError."""
-        # newline="" keeps what csv must see; a cell cannot span lines, or line numbers would lie.
-        with self.path.open(encoding="utf-8", newline="") as file:
-            try:
-                head = file.readline(LINE_MAX)
-                columns = self._columns(head)
-                number = 1
-                while line := file.readline(LINE_MAX):
-                    number += 1
-                    if not line.endswith("\n") and len(line) == LINE_MAX:
-                        raise FileError(f"{self.path}: line {number} is longer than {LINE_MAX} characters")
-                    try:
-                        yield number, self._device(line.rstrip("\r\n"), columns)
-                    except ValueError as error:
-                        yield number, LineError(number, str(error))
-            except UnicodeDecodeError:
-                raise FileError(f"{self.path} is not text in UTF-8") from None
+    def __iter__(self) -> Iterator[Line]:
+        with self.path.open("rb") as file:
+            self._seen = _state(file)
+            head = file.readline(LINE_MAX)
+            columns = self._columns(head)
+            number, offset = 1, len(head)
+            while line := file.readline(LINE_MAX):
+                number += 1
+                if len(line) == LINE_MAX and not line.endswith(b"\n"):
+                    raise FileError(f"{self.path}: line {number} is longer than {LINE_MAX} bytes")
+                yield Line(number, offset, self._found(number, line, columns))
+                offset += len(line)
 
-    def _columns(self, head: str) -> tuple[str, ...]:
-        columns = tuple(_cells(head.rstrip("\r\n").removeprefix("\ufeff")))
+    def at(self, offsets: Iterable[int]) -> Iterator[Device]:
+        """The devices of lines that were good. Raises FileError where they are not any more."""
+        with self.path.open("rb") as file:
+            columns = self._columns(file.readline(LINE_MAX))
+            for offset in offsets:
+                file.seek(offset)
+                found = self._found(0, file.readline(LINE_MAX), columns, known=True)
+                if isinstance(found, LineError) or _state(file) != self._seen:
+                    raise FileError(f"{self.path} was changed while it was read; import it again")
+                yield found
+
+    def _found(self, number: int, line: bytes, columns: Sequence[str], *, known: bool = False) -> Device | LineError:
+        try:
+            cells = _cells(line)
+            if len(cells) != len(columns):
+                raise ValueError(f"has {len(cells)} cells where the first line names {len(columns)} columns")
+            return self.device(dict(zip(columns, cells, strict=True)), known=known)
+        except ValueError as error:
+            return LineError(number, str(error))
+
+    def _columns(self, head: bytes) -> tuple[str, ...]:
+        try:
+            columns = tuple(_cells(head.removeprefix(BOM_UTF8)))
+        except ValueError:
+            columns = ()
         if len(set(columns)) != len(columns) or "serial_number" not in columns or set(columns) - set(COLUMNS):
             raise FileError(
                 f"{self.path}: the first line must name the columns, serial_number and any of "
-                f"{', '.join(COLUMNS[1:])}, each once; it is {head.strip()[:120]!r}"
+                f"{', '.join(COLUMNS[1:])}, each once; it is {head[:120]!r}"
             )
         return columns
 
-    def _device(self, line: str, columns: Sequence[str]) -> Device:
-        cells = _cells(line)
-        if len(cells) != len(columns):
-            raise ValueError(f"has {len(cells)} cells where the first line names {len(columns)} columns")
-        return self.device(dict(zip(columns, cells, strict=True)))
-
-    def device(self, cells: dict[str, str]) -> Device:
-        """The device of one line's cells. Raises ValueError."""
+    def device(self, cells: dict[str, str], *, known: bool = False) -> Device:
+        """The device of one line's cells. Raises ValueError; `known` names were looked at before."""
         serial_number = cells["serial_number"]
         if not is_serial_number(serial_number):
             raise ValueError(f"the serial number {serial_number[:64]!r} is not 1 to 64 visible ASCII characters")
@@ -102,7 +127,7 @@ class DeviceFile:
             manufacturer=manufacturer,
             serial_number=serial_number,
             profile=profile,
-            names=given_names.pack(cells.get("subject", ""), *lists),
+            names=given_names.pack(cells.get("subject", ""), *lists, known=known),
             enabled=_STATES[state],
             secret=None,
             secret_until=None,
@@ -111,14 +136,23 @@ class DeviceFile:
         )
 
 
-def _cells(line: str) -> list[str]:
-    """Raises ValueError."""
-    if '"' not in line:
-        if "\0" in line or "\r" in line:
-            raise ValueError("has a NUL or a lone carriage return")
-        return line.split(",")
+def _state(file: BinaryIO) -> object:
+    found = os.fstat(file.fileno())
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _cells(line: bytes) -> list[str]:
+    """Raises ValueError. A cell cannot span lines, or line numbers would lie."""
     try:
-        (cells,) = csv.reader([line], strict=True)
+        text = line.decode("utf-8").rstrip("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    if "\0" in text or "\r" in text:
+        raise ValueError("has a NUL or a lone carriage return")
+    if '"' not in text:
+        return text.split(",")
+    try:
+        (cells,) = csv.reader([text], strict=True)
     except csv.Error as error:
         raise ValueError(f"is not CSV: {error}") from None
     return cells

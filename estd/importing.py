@@ -17,13 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
-from estd.device_file import LineError
+from estd.device_file import Line, LineError
 from estd.devices import Device, DeviceKey
 from estd.ledger import LedgerError
 
 PART = 2000
 """Rows in one transaction: some milliseconds of the writer's time."""
 SECRET_BITS = 160
+_SECRET = Device._fields.index("secret")
 T = TypeVar("T")
 
 
@@ -37,11 +38,12 @@ class Registry(Protocol):
 class Read(NamedTuple):
     """What the first reading found."""
 
-    good: int
-    skip: set[int]
-    """Lines that are bad."""
+    good: list[int]
+    """Where the good lines are, in the order of their devices' keys: rows that are written in the order in which they
+    lie touch each page of the ledger once."""
+    bad: int
     problems: list[str]
-    """The first of them, in words."""
+    """The first bad lines, in words."""
 
 
 def new_secret() -> tuple[str, bytes]:
@@ -56,37 +58,30 @@ def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield part
 
 
-def read(
-    lines: Iterable[tuple[int, Device | LineError]], registry: Registry, *, problems_max: int,
-    step: Callable[[int], None],
-) -> Read:  # fmt: skip
+def read(lines: Iterable[Line], registry: Registry, *, problems_max: int, step: Callable[[int], None]) -> Read:
     """Look at every line: what is wrong with it, and whether its device is there already, above or in the registry."""
     seen: set[int] = set()
-    good, skip, problems = 0, set[int](), list[str]()
-
-    def bad(number: int, error: LineError) -> None:
-        skip.add(number)
-        if len(problems) < problems_max:
-            problems.append(str(error))
-
+    good: list[tuple[str, int]] = []
+    problems: list[str] = []
+    bad = 0
     for part in parts(lines, PART):
-        devices: dict[int, Device] = {}
-        for number, device in part:
-            if isinstance(device, LineError):
-                bad(number, device)
-            elif hash(device.key) in seen:
-                bad(number, LineError(number, f"the device {device.serial_number!r} stands in an earlier line"))
+        errors = [line.found for line in part if isinstance(line.found, LineError)]
+        keys = [(line, line.found.key) for line in part if isinstance(line.found, Device)]
+        there = registry.find_devices([key for _, key in keys])
+        for line, key in keys:
+            if hash(key) in seen:
+                errors.append(LineError(line.number, f"the device {key.serial_number!r} stands in an earlier line"))
+            elif key in there:
+                errors.append(LineError(line.number, f"the device {key.serial_number!r} is in the registry already"))
             else:
-                seen.add(hash(device.key))
-                devices[number] = device
-        there = registry.find_devices([device.key for device in devices.values()])
-        for number, device in devices.items():
-            if device.key in there:
-                bad(number, LineError(number, f"the device {device.serial_number!r} is in the registry already"))
-            else:
-                good += 1
+                seen.add(hash(key))
+                good.append(("\0".join(key), line.offset))
+        bad += len(errors)
+        errors.sort(key=lambda error: error.line)
+        problems += map(str, errors[: problems_max - len(problems)])
         step(len(part))
-    return Read(good, skip, problems)
+    good.sort()
+    return Read([offset for _, offset in good], bad, problems)
 
 
 def write(
@@ -102,13 +97,13 @@ def write(
             if out is not None:
                 out.write("serial_number,manufacturer,label,secret\n")
             for part in parts(devices, PART):
-                rows = [list(one) for one in part]
+                whole = part
                 if out is not None:
-                    rows, lines = _with_secrets(part, secret_until)
+                    whole, lines = _with_secrets(part, secret_until)
                     out.write(lines)
-                registry.change_devices({"change": "rows", "id": number, "rows": rows})
-                count += len(part)
-                step(len(part))
+                registry.change_devices({"change": "rows", "id": number, "rows": [_row(one) for one in whole]})
+                count += len(whole)
+                step(len(whole))
             if out is not None:
                 out.flush()
                 os.fsync(out.fileno())
@@ -121,16 +116,22 @@ def write(
     return count
 
 
-def _with_secrets(part: Sequence[Device], until: int) -> tuple[list[list[Any]], str]:
-    """The rows with a secret's hash in each, and the lines that show the secrets."""
-    rows: list[list[Any]] = []
+def _row(device: Device) -> list[Any]:
+    """The device as the writer takes it, its secret's hash in hexadecimal."""
+    row: list[Any] = list(device)
+    row[_SECRET] = device.secret.hex() if device.secret is not None else None
+    return row
+
+
+def _with_secrets(part: Sequence[Device], until: int) -> tuple[list[Device], str]:
+    """The devices, each with the hash of a new secret, and the lines that show the secrets."""
+    devices: list[Device] = []
     lines: list[str] = []
     for device in part:
         secret, sha256 = new_secret()
-        rows.append(list(device._replace(secret=sha256, secret_until=until)))
-        rows[-1][6] = sha256.hex()
+        devices.append(device._replace(secret=sha256, secret_until=until))
         lines.append(",".join(map(_cell, (device.serial_number, device.manufacturer, device.label, secret))) + "\n")
-    return rows, "".join(lines)
+    return devices, "".join(lines)
 
 
 def _cell(text: str) -> str:
