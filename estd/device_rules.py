@@ -64,14 +64,14 @@ def _is_loopback(host: str) -> bool:
 
 def read_registry(table: Table) -> RegistryRule:
     """The registry's keys in a rule; what is wrong goes into the table's problems."""
-    with_anchors = "anchors" in table.left
+    neither_or_both = ("anchors" in table.left) == bool(table.left.get("secrets"))
     rule = RegistryRule(
         manufacturer=table.take("manufacturer", _manufacturer, "", "up to 64 visible ASCII characters without a slash"),
         match=table.choice("match", "subject.serialNumber", name_map.CERTIFICATE_FIELDS),
         match_prefix=table.take("match_prefix", string, "", "a string"),
         secrets=table.strings("secrets", (), SECRET_WAYS),
     )
-    if with_anchors == bool(rule.secrets):
+    if neither_or_both:
         table.wrong("secrets", 'a registry rule has either anchors, or secrets such as ["basic"]')
     return rule
 
