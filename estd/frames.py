@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 ENROLL, RENEW, CANCEL = 1, 2, 3
 
-_REQUEST = struct.Struct("<IQBBHhdHBIHI")
+_REQUEST = struct.Struct("<IQBBHhdHBII")
+_MORE = struct.Struct("<H")
 _ANSWER = struct.Struct("<IQHBHHB")
 _LENGTH = struct.Struct("<I")
 FRAME_MAX = 4 << 20
@@ -58,11 +59,14 @@ class Answer(NamedTuple):
 
 def pack_request(request: Request) -> bytes:
     user = b"" if request.user is None else request.user.encode()
-    tail = b"".join((user, request.binding, request.chain, request.claim, request.verdict, request.csr_der))
+    more = b""
+    if request.claim or request.verdict:
+        more = b"".join((_MORE.pack(len(request.claim)), request.claim, request.verdict))
+    tail = b"".join((user, request.binding, request.chain, more, request.csr_der))
     head = _REQUEST.pack(
         _REQUEST.size - 4 + len(tail), request.id, request.kind, 0 if request.user is None else 1, request.label,
         request.rule, request.deadline, len(user), len(request.binding), len(request.chain),
-        len(request.claim), len(request.verdict),
+        len(more),
     )  # fmt: skip
     return head + tail
 
@@ -70,30 +74,39 @@ def pack_request(request: Request) -> bytes:
 def unpack_request(data: bytes, at: int, end: int) -> Request:
     if end - at < _REQUEST.size:
         raise FrameError("a request shorter than its head")
-    (
-        _, number, kind, has_user, label, rule, deadline, user_len, binding_len, chain_len, claim_len, verdict_len,
-    ) = _REQUEST.unpack_from(data, at)  # fmt: skip
+    _, number, kind, has_user, label, rule, deadline, user_len, binding_len, chain_len, more_len = _REQUEST.unpack_from(
+        data, at
+    )
     at += _REQUEST.size
     user_end = at + user_len
     binding_end = user_end + binding_len
     chain_end = binding_end + chain_len
-    claim_end = chain_end + claim_len
-    verdict_end = claim_end + verdict_len
-    if verdict_end > end:
+    more_end = chain_end + more_len
+    if more_end > end:
         raise FrameError("lengths inside a request exceed it")
     try:
         user = data[at:user_end].decode() if has_user else None
     except UnicodeDecodeError:
         raise FrameError("a user name that is not UTF-8") from None
-    return Request(
+    request = Request(
         number, kind, label, deadline, user, rule,
-        data[user_end:binding_end], data[binding_end:chain_end], data[verdict_end:end],
-        data[chain_end:claim_end], data[claim_end:verdict_end],
+        data[user_end:binding_end], data[binding_end:chain_end], data[more_end:end],
     )  # fmt: skip
+    return _with_more(request, data[chain_end:more_end]) if more_len else request
+
+
+def _with_more(request: Request, more: bytes) -> Request:
+    """The request with the evidence that few have."""
+    if len(more) < _MORE.size:
+        raise FrameError("a request's further evidence shorter than its head")
+    claim_end = _MORE.size + _MORE.unpack_from(more)[0]
+    if claim_end > len(more):
+        raise FrameError("lengths inside a request exceed it")
+    return request._replace(claim=more[_MORE.size : claim_end], verdict=more[claim_end:])
 
 
 def pack_cancel(number: int) -> bytes:
-    return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0, 0, 0)
+    return _REQUEST.pack(_REQUEST.size - 4, number, CANCEL, 0, 0, -1, 0.0, 0, 0, 0, 0)
 
 
 def pack_answer(answer: Answer) -> bytes:

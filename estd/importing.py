@@ -21,7 +21,7 @@ from estd.device_file import Line, LineError
 from estd.devices import Device, DeviceKey
 from estd.ledger import LedgerError
 
-PART = 2000
+PART = 500
 """Rows in one transaction: some milliseconds of the writer's time."""
 SECRET_BITS = 160
 _SECRET = Device._fields.index("secret")

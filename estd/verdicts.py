@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 Say = Literal["allow", "deny", "away"]
 _NAMES_MAX = 256
 _TEXT_MAX = 2048
+_NAMES_TEXT_MAX = 65_536
+"""Characters of all names in one verdict, which has to fit into a frame."""
 _WHY_MAX = 200
 
 
@@ -62,6 +64,8 @@ def _names(value: Any) -> dict[str, Any]:
         if not isinstance(found, list) or len(found) > _NAMES_MAX:
             raise BadAnswer(f"names.{kind} is not a list of at most {_NAMES_MAX} names")
         lists[kind] = [_text(one, f"a name in names.{kind}") for one in found]
+    if sum(len(text) for found in lists.values() for text in found) > _NAMES_TEXT_MAX:
+        raise BadAnswer(f"names has more than {_NAMES_TEXT_MAX} characters")
     return lists if any(lists.values()) else {}
 
 

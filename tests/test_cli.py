@@ -283,7 +283,7 @@ def test_check_says_all_that_is_wrong_in_one_go(copy: Server) -> None:
     assert not found["ok"]
     wanted = [
         "server.tls_certificate", "server.tls_key", "label.default.allow[1].crls", "label.default.allow[2].credentials",
-        "ledger.path", "token",
+        "label.registry.allow[1].crls", "ledger.path", "token",
     ]  # fmt: skip
     assert sorted({one.partition(":")[0].partition(",")[0] for one in found["problems"]}) == sorted(wanted)
     assert len(found["problems"]) == len(wanted)
@@ -297,7 +297,7 @@ def test_check_says_all_that_is_wrong_with_the_file(copy: Server) -> None:
     """Problems of the configuration itself come together too."""
     text = copy.config.read_text()
     copy.config.write_text(
-        text.replace("[ledger]", "[ledger]\ncolour = 1").replace('ca = "root"', 'ca = "root"\npem = 1')
+        text.replace("[ledger]", "[ledger]\ncolour = 1").replace('ca = "root"', 'ca = "root"\npem = 1', 1)
     )
     assert [line.partition(":")[0] for line in estd("check", copy.config, status=1).err.splitlines()] == [
         "label.default.pem", "ledger.colour",

@@ -54,6 +54,8 @@ REQUESTS = st.builds(
     binding=st.binary(max_size=64),
     chain=st.binary(max_size=2000),
     csr_der=st.binary(max_size=2000),
+    claim=st.binary(max_size=100),
+    verdict=st.binary(max_size=500),
 )
 ANSWERS = st.builds(
     Answer,

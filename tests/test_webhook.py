@@ -206,6 +206,7 @@ BAD: dict[str, Reply] = {
     "a name that is no text": says(allow=True, names={"dns": [1]}),
     "a line break in a name": says(allow=True, names={"subject": "CN=a\n"}),
     "names without end": says(allow=True, names={"dns": ["a.example"] * 1000}),
+    "long names without end": says(allow=True, names={"uri": ["urn:" + "ä" * 2000] * 100}),
     "NaN": lambda _: (200, b'{"answers": [{"id": NaN, "allow": true}]}'),
 }
 
