@@ -9,18 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import pairwise
+from functools import partial
 from typing import Protocol
 
-from cryptography import x509
-
-from estd import csr, der, frames, holding, metrics, policy
+from estd import csr, frames, holding, metrics, policy, registry
+from estd.devices import DeviceKey, Use
+from estd.enquiry import Devices, Enquiry
 from estd.errors import REASONS, EstError, NotFound, Reason, Unavailable
 from estd.frames import Answer, Request
-from estd.identify import ClientCertificate
+from estd.identify import client_chain
 from estd.issuance import CertificateDer, Issuer, Prepared, serials
-from estd.ledger import LedgerBroken, Row
+from estd.ledger import LedgerBroken, LeftOut, Row
 from estd.ledger_requests import Held
 from estd.material import Material
 from estd.policy import Authorised, Client, Evidence, Issued
@@ -31,6 +30,7 @@ from hsm.session import Job
 BATCH_MAX = 32
 """Beyond this a batch gains nothing and its first request waits longer (docs/performance.md)."""
 
+_NO_REGISTRY = Unavailable(Reason.INTERNAL, "The registry could not be asked; the server's log says why.")
 _REASON_NUMBER = {reason: index for index, reason in enumerate(REASONS)}
 
 
@@ -40,13 +40,13 @@ class Signer(Protocol):
     def sign_many(self, jobs: Sequence[Job]) -> list[bytes | TokenError]: ...
 
 
-class Ledger(Protocol):
+class Ledger(Devices, Protocol):
     """The seam to the ledger. Every call may raise LedgerError."""
 
     def find_many(self, serials: Collection[bytes]) -> Mapping[bytes, Row]: ...
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None: ...
     def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]: ...
-    def record(self, rows: Sequence[Row], held: Held) -> Collection[bytes]: ...
+    def record(self, rows: Sequence[Row], held: Held, uses: Sequence[Use]) -> Mapping[bytes, LeftOut]: ...
     def store_health(self, slot: int, at: float) -> None: ...
     @property
     def requests(self) -> holding.Requests: ...
@@ -101,6 +101,7 @@ class BatchLine:
         self._slot = slot
         self._report = report
         self._clock = clock
+        self._enquiry = Enquiry(ledger, material.policies, report)
 
     def run(self, requests: Sequence[Request]) -> list[Answer]:
         """An answer for each request, in any order. Raises Fatal, with answers for all, when the process must end."""
@@ -116,6 +117,8 @@ class BatchLine:
         for item in items:
             self._guard(item, self._see, now)
         held = self._held(items)
+        for item in self._enquiry.ask([item for item in items if item.answer is None], held):
+            item.answer = refusal(item.request.id, _NO_REGISTRY)
         for name, step in (
             ("identify", partial(self._identify, held)),
             ("parse", self._parse),
@@ -149,6 +152,7 @@ class BatchLine:
     def use(self, ledger: Ledger) -> None:
         """Go on with another ledger, from the next batch on."""
         self._ledger = ledger
+        self._enquiry.use(ledger)
 
     def _stage(self, name: str, since: float) -> float:
         mark = time.perf_counter()
@@ -171,7 +175,7 @@ class BatchLine:
         request = item.request
         if time.monotonic() > request.deadline:
             raise Unavailable(Reason.DEADLINE, "The request waited too long for its turn.")
-        certificate, intermediates = _client_chain(request.chain) if request.chain else (None, ())
+        certificate, intermediates = client_chain(request.chain) if request.chain else (None, ())
         item.evidence = Evidence(
             label=item.policy.label.name,
             renewal=request.kind == frames.RENEW,
@@ -181,6 +185,8 @@ class BatchLine:
             rule=request.rule,
             binding=request.binding,
         )
+        if (told := self._enquiry.told(request)) is not None:
+            item.evidence = item.evidence._replace(told=told)
 
     def _held(self, items: Sequence[_Item]) -> Mapping[bytes, Row]:
         """What the ledger holds under the serial numbers of the clients' certificates, asked once for the batch."""
@@ -199,7 +205,11 @@ class BatchLine:
         assert item.evidence is not None
         certificate = item.evidence.certificate
         row = held.get(certificate.serial) if certificate is not None else None
-        item.client = policy.identify(item.policy, item.evidence, _issued_before(row), now)
+        try:
+            item.client = policy.identify(item.policy, item.evidence, _issued_before(row), now)
+        except EstError as error:
+            self._enquiry.refused(item.request.label, item.evidence, error)
+            raise
 
     def _parse(self, item: _Item, _now: float) -> None:
         item.csr = csr.parse(item.request.csr_der)
@@ -218,6 +228,8 @@ class BatchLine:
                 self._slot.count(metrics.REPEATED.at)
                 item.answer = _issued(item, row.serial, row.certificate_der)
                 return
+        if item.authorised.secret is not None and item.authorised.secret.spent:
+            raise registry.spent()
 
     def _hold(self, items: list[_Item], now: float) -> tuple[list[_Item], list[_Item]]:
         """Those that go on, and those that begin to wait for a person; who waits or is denied has its answer."""
@@ -282,7 +294,9 @@ class BatchLine:
         began = time.perf_counter()
         try:
             approved = {row.serial: item.verdict for row, item in zip(rows, items, strict=True) if item.verdict}
-            withdrawn = self._ledger.record(rows, holding.changes(approved, [item.verdict for item in waiting]))
+            held = holding.changes(approved, [item.verdict for item in waiting])
+            uses = [use for item, row in zip(items, rows, strict=True) if (use := _use(item, row)) is not None]
+            left_out = self._ledger.record(rows, held, uses)
         except Exception as error:
             # Whatever was raised: the rows may or may not be there, so no certificate of this batch may leave.
             trouble = Unavailable(Reason.LEDGER_AWAY, "The CA cannot record certificates at the moment.")
@@ -290,13 +304,15 @@ class BatchLine:
                 item.answer = refusal(item.request.id, trouble, _identity(item))
             return str(error) if isinstance(error, LedgerBroken) else f"the ledger failed: {error!r}"
         self._slot.observe(metrics.COMMIT_SECONDS, metrics.COMMIT_SECONDS.at, time.perf_counter() - began)
-        self._slot.count(metrics.CERTIFICATES.at, len(rows) - len(withdrawn))
+        self._slot.count(metrics.CERTIFICATES.at, len(rows) - len(left_out))
         for item in waiting:
             if item.verdict is not None and item.verdict.refusal is not None:
                 item.answer = refusal(item.request.id, item.verdict.refusal, _identity(item))
         for item, row in zip(items, rows, strict=True):
-            if row.serial in withdrawn:
-                item.answer = refusal(item.request.id, holding.waits(item.policy.label), _identity(item))
+            if row.serial in left_out:
+                is_spent = left_out[row.serial] == "spent"
+                why = registry.spent() if is_spent else holding.waits(item.policy.label)
+                item.answer = refusal(item.request.id, why, _identity(item))
                 continue
             self._repeats.add(row.repeat_key, row.issued_at_ms)
             item.answer = _issued(item, row.serial, row.certificate_der)
@@ -311,37 +327,35 @@ def _issued_before(row: Row | None) -> Issued | None:
         label=row.label,
         profile=row.profile,
         revoked=row.revoked_at is not None,
+        identity=row.identity,
     )
 
 
-@lru_cache(maxsize=1024)
-def _client_chain(chain: bytes) -> tuple[ClientCertificate, tuple[x509.Certificate, ...]]:
-    """The client's certificate and its intermediates, out of DER after DER; kept, as devices keep connections."""
-    ends = [0]
-    while ends[-1] < len(chain):
-        ends.append(der.element_end(chain, ends[-1]))
-    parts = [chain[start:end] for start, end in pairwise(ends)]
-    intermediates: list[x509.Certificate] = []
-    for part in parts[1:]:
-        try:
-            intermediates.append(x509.load_der_x509_certificate(part))
-        except ValueError:
-            continue  # an intermediate that cannot be read can be on no path
-    return ClientCertificate.parse(parts[0]), tuple(intermediates)
-
-
 def _without_twins(items: list[_Item]) -> list[_Item]:
-    """The items less those that repeat an earlier one, which are told their twin."""
+    """The items less those that repeat an earlier one, which are told their twin, and those whose one-time secret an
+    earlier one uses, which are refused."""
     first: dict[bytes, _Item] = {}
+    secrets: dict[DeviceKey, _Item] = {}
     for item in items:
         assert item.authorised is not None
         found = first.setdefault(item.authorised.repeat_key, item)
         item.twin = found if found is not item else None
+        secret = item.authorised.secret if found is item else None
+        if secret is not None and secrets.setdefault(secret.key, item) is not item:
+            item.answer = refusal(item.request.id, registry.spent(), _identity(item))
+            del first[item.authorised.repeat_key]
     return list(first.values())
 
 
 def _identity(item: _Item) -> str:
     return item.client.identity if item.client else ""
+
+
+def _use(item: _Item, row: Row) -> Use | None:
+    """The one-time secret that this certificate uses up; None without one."""
+    assert item.authorised is not None
+    secret = item.authorised.secret
+    return None if secret is None else Use(row.serial, secret.key, secret.sha256, row.issued_at_ms)
 
 
 def _row(item: _Item, issued_at_ms: int) -> Row:

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from cryptography import x509
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from estd import names
+from estd import der, names
 from estd.csr import UNREADABLE
 from estd.errors import EstError, Reason, Unauthenticated
 
@@ -104,6 +106,22 @@ def _fault(certificate: x509.Certificate) -> Unauthenticated | None:
 
 def _not_client(what: str) -> Unauthenticated:
     return Unauthenticated(Reason.CERT_NOT_CLIENT, f"The client certificate {what}.")
+
+
+@lru_cache(maxsize=1024)
+def client_chain(chain: bytes) -> tuple[ClientCertificate, tuple[x509.Certificate, ...]]:
+    """The client's certificate and its intermediates, out of DER after DER; kept, as devices keep connections."""
+    ends = [0]
+    while ends[-1] < len(chain):
+        ends.append(der.element_end(chain, ends[-1]))
+    parts = [chain[start:end] for start, end in pairwise(ends)]
+    intermediates: list[x509.Certificate] = []
+    for part in parts[1:]:
+        try:
+            intermediates.append(x509.load_der_x509_certificate(part))
+        except ValueError:
+            continue  # an intermediate that cannot be read can be on no path
+    return ClientCertificate.parse(parts[0]), tuple(intermediates)
 
 
 class _Path(NamedTuple):

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from estd import credentials, ledger
+from estd import credentials, demo_devices, ledger
 from estd.errors import ConfigError
 from hsm import keys
 from hsm.token import Token
@@ -158,7 +158,7 @@ def init(plan: Plan) -> None:
             listen=plan.listen,
             admin=plan.admin,
             profiles=_DEMO_PROFILES if plan.demo else _BARE_PROFILES,
-            rules=_DEMO_RULES.replace("$admin", plan.admin) if plan.demo else _BARE_RULES,
+            rules=_DEMO_RULES.replace("$admin", plan.admin) + demo_devices.LABEL if plan.demo else _BARE_RULES,
             **settings,
         )
         # Last, so that an instance that was interrupted on its way is not taken for one.

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from estd import device_rules
+from estd.device_rules import Hook, RegistryRule
+from estd.name_map import NameMap
 from estd.toml_table import Table, string
 
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs", "crls")
@@ -32,6 +35,8 @@ EXTENDED_KEY_USAGES = {
 SUBJECT_ATTRIBUTES = ("CN", "serialNumber", "C", "ST", "L", "O", "OU", "UID", "DC")
 
 Source = Literal["none", "identity", "csr"]
+Who = Literal["basic", "certificate", "issued", "registry", "webhook"]
+_WITH_ANCHORS = ("certificate", "registry", "webhook")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +72,16 @@ class Profile:
 class Allow:
     """One way into a label: who is let in, and the profile of what they get."""
 
-    who: Literal["basic", "certificate", "issued"]
+    who: Who
     profile: str | None
     credentials: Path | None = None
     anchors: Path | None = None
     crls: tuple[Path, ...] = ()
     labels: tuple[str, ...] = ()
+    registry: RegistryRule | None = None
+    hook: Hook | None = None
+    names: NameMap | None = None
+    """How the identity's names are made; None: they are the certificate's, or the registry's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,17 +176,28 @@ def read_profile(name: str, table: Table) -> Profile:
 
 
 def _allow(table: Table) -> Allow:
-    ways: tuple[Literal["basic", "certificate", "issued"], ...] = ("basic", "certificate", "issued")
+    ways: tuple[Who, ...] = ("basic", "certificate", "issued", "registry", "webhook")
     if "who" not in table.left:
         table.wrong("who", "is missing (needs one of " + ", ".join(ways) + ")")
     who = table.choice("who", "issued", ways)
+    profile = table.string("profile") if who != "issued" or "profile" in table.left else None
+    registry = device_rules.read_registry(table) if who == "registry" else None
+    hook = device_rules.read_hook(table, profile or "") if who == "webhook" else None
+    anchors = table.file("anchors") if who == "certificate" else None
+    if who in ("registry", "webhook"):
+        anchors = table.optional_file("anchors")
     allow = Allow(
         who=who,
-        profile=table.string("profile") if who != "issued" or "profile" in table.left else None,
+        profile=profile,
         credentials=table.file("credentials") if who == "basic" else None,
-        anchors=table.file("anchors") if who == "certificate" else None,
-        crls=tuple(table.folder / one for one in table.strings("crls", ())) if who == "certificate" else (),
+        anchors=anchors,
+        crls=tuple(table.folder / one for one in table.strings("crls", ())) if who in _WITH_ANCHORS else (),
         labels=table.strings("labels", ()) if who == "issued" else (),
+        registry=registry,
+        hook=hook,
+        names=device_rules.read_names(table, who, with_anchors=anchors is not None)
+        if who in ("certificate", "registry")
+        else None,
     )
     table.done()
     return allow
@@ -195,6 +215,14 @@ def _approval(table: Table) -> Approval:
         if value < 1:
             table.wrong(f"approval_{key}", "must be a second or more")
     return approval
+
+
+def ungranted(allow: Allow, profile: Profile) -> list[str]:
+    """The kinds of names that a rule makes and its profile does not take from the identity."""
+    if allow.names is None:
+        return []
+    kinds = {"subject": profile.subject, "dns": profile.dns.source, "ip": profile.ip.source, "uri": profile.uri.source}
+    return [kind for kind, source in kinds.items() if getattr(allow.names, kind) and source != "identity"]
 
 
 def read_label(name: str, table: Table) -> Label:
@@ -219,6 +247,8 @@ def read_label(name: str, table: Table) -> Label:
         approval=_approval(table),
     )
     table.done()
+    if sum(one.hook is not None for one in label.allow) > 1:
+        table.wrong("allow", "has more than one webhook; a label asks one")
     if name in OPERATIONS:
         table.problems.append(f"label.{name}: a label cannot have the name of an operation (RFC 7030 §3.2.2)")
     elif not LABEL_NAME.fullmatch(name):

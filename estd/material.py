@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import transition, wire
+from estd import registry, transition, wire
 from estd.config import Ca, Config
 from estd.crl import CrlFiles
 from estd.crl_plan import check_signs_crls
@@ -94,6 +94,10 @@ def _key_id(ca: Ca) -> bytes:
 
 def _rule(allow: Allow) -> Rule:
     """The rule with its anchors and CRLs. Raises OSError or ValueError."""
+    if allow.names is not None:
+        registry.try_names(allow.names)
+    if allow.hook is not None and not allow.hook.secret_file.read_text(encoding="utf-8").strip():
+        raise ValueError(f"secret_file: {allow.hook.secret_file} is empty")
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
     found = certificates(allow.anchors)

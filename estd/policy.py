@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 
-from estd import names
+from estd import names, registry
 from estd.crl import CrlFiles
 from estd.csr import CertificationRequest
+from estd.devices import DeviceKey, key_of_identity
 from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
 from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
@@ -32,6 +33,7 @@ class Issued(NamedTuple):
     label: str
     profile: str
     revoked: bool
+    identity: str = ""
 
 
 class Evidence(NamedTuple):
@@ -48,6 +50,8 @@ class Evidence(NamedTuple):
     """Which of the label's rules that credential belongs to."""
     binding: bytes
     """The TLS channel's binding value (tls-unique or tls-exporter), empty where the edge saw no need for it."""
+    told: registry.Told = registry.NOTHING
+    """What the registry and the webhook know, where the label asks them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,17 @@ class Authorised(NamedTuple):
     """The serial of the certificate that this one renews."""
     repeat_key: bytes
     """Equal for requests that are the same request sent again."""
+    secret: OneTimeSecret | None = None
+    """To be marked as used with the certificate."""
+
+
+class OneTimeSecret(NamedTuple):
+    """What lets a device enrol once."""
+
+    key: DeviceKey
+    sha256: bytes
+    spent: bool
+    """Used within the repeat window: good for the same request again alone."""
 
 
 class Client(NamedTuple):
@@ -90,12 +105,14 @@ class Client(NamedTuple):
     names: names.Names
     profile: str
     issued: bool
+    secret: OneTimeSecret | None = None
 
 
 def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: float) -> Client:
     """The client that the first fitting rule lets in; `held` is what the ledger has under the serial number of its
     certificate. A 401 or 403 that tells most where none does."""
-    if evidence.certificate is None and evidence.user is None:
+    told = evidence.told
+    if evidence.certificate is None and evidence.user is None and told.claim is None and not told.otp_sha256:
         raise Unauthenticated(
             Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
         )
@@ -105,14 +122,18 @@ def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: 
         try:
             if rule.allow.who == "basic":
                 client = _by_basic(rule, index, evidence)
+            elif rule.anchors is None and rule.allow.registry is not None:
+                client = _by_secret(rule, policy, evidence, now)
+            elif rule.anchors is None and rule.allow.hook is not None:
+                client = _by_claim(rule, evidence)
             elif evidence.certificate is None:
                 continue
-            elif issued is not None and issued.revoked:
-                raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
+            elif issued is not None and (dead := _dead(issued, evidence)) is not None:
+                raise dead
             elif rule.allow.who == "issued":
                 client = _by_issued(rule, evidence.certificate, policy, issued, now)
             else:
-                client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
+                client = _by_anchors(rule, policy, evidence, evidence.certificate, now)
         except EstError as refusal:
             refusals.append(refusal)
         else:
@@ -135,6 +156,49 @@ def _by_basic(rule: Rule, index: int, evidence: Evidence) -> Client | None:
         profile=rule.allow.profile,
         issued=False,
     )
+
+
+def _by_secret(rule: Rule, policy: LabelPolicy, evidence: Evidence, now: float) -> Client | None:
+    if evidence.renewal and evidence.certificate is not None:
+        return None  # a renewal goes by the certificate that it renews
+    found = registry.by_secret(rule.allow, policy.label.name, evidence.told, now, policy.label.repeat_seconds)
+    return None if found is None else _registered(policy, found)
+
+
+def _registered(policy: LabelPolicy, found: registry.Found) -> Client:
+    if found.profile not in policy.profiles:
+        raise Forbidden(Reason.NOT_GRANTED, f"The registry's profile {found.profile!r} is not in the configuration.")
+    return Client(
+        identity=found.key.identity,
+        names=found.names,
+        profile=found.profile,
+        issued=False,
+        secret=OneTimeSecret(found.key, found.secret, found.spent) if found.secret else None,
+    )
+
+
+def _by_claim(rule: Rule, evidence: Evidence) -> Client | None:
+    """A user and a secret that only the webhook can judge."""
+    claim = evidence.told.claim
+    if claim is None or (evidence.renewal and evidence.certificate is not None):
+        return None
+    own = names.Names(subject=names.subject_of_user(claim.serial_number), san=())
+    granted, profile = registry.by_verdict(rule.allow, evidence.told.verdict, own)
+    return Client(identity=f"webhook:{claim.serial_number}", names=granted, profile=profile, issued=False)
+
+
+def _dead(issued: Issued, evidence: Evidence) -> EstError | None:
+    """Why a certificate that we issued lets nobody in any more: it is revoked, or its device's row is gone or
+    disabled."""
+    if issued.revoked:
+        return Forbidden(Reason.REVOKED, "The client certificate is revoked.")
+    key = key_of_identity(issued.identity)
+    if key is not None:
+        try:
+            registry.check_alive(key, evidence.told.devices)
+        except EstError as refusal:
+            return refusal
+    return None
 
 
 def _own(certificate: ClientCertificate, held: Issued | None) -> Issued | None:
@@ -161,7 +225,10 @@ def _by_issued(
             Reason.NOT_GRANTED, f"The client certificate's profile {profile!r} is not in the configuration any more."
         )
     return Client(
-        identity=f"cert:{certificate.serial.hex()} {certificate.shown}",
+        # A device of the registry stays one: its certificates die with its row.
+        identity=issued.identity
+        if key_of_identity(issued.identity)
+        else f"cert:{certificate.serial.hex()} {certificate.shown}",
         names=certificate.names,
         profile=profile,
         issued=True,
@@ -169,19 +236,32 @@ def _by_issued(
 
 
 def _by_anchors(
-    rule: Rule, certificate: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
+    rule: Rule, policy: LabelPolicy, evidence: Evidence, certificate: ClientCertificate, now: float
 ) -> Client:
+    check_path(rule, certificate, evidence.intermediates, now)
+    allow, own = rule.allow, certificate.names
+    assert allow.profile is not None
+    if allow.registry is not None:
+        return _registered(policy, registry.by_certificate(allow, policy.label.name, evidence.told, own))
+    if allow.hook is not None:
+        granted, profile = registry.by_verdict(allow, evidence.told.verdict, own)
+        return Client(identity=f"webhook:{certificate.shown}", names=granted, profile=profile, issued=False)
+    if allow.names is not None:
+        own = registry.mapped(allow.names, registry.fields(own))
+    return Client(identity=f"idevid:{certificate.shown}", names=own, profile=allow.profile, issued=False)
+
+
+def check_path(
+    rule: Rule, certificate: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
+) -> None:
+    """A 401 or 403 unless the certificate has a path to the rule's anchors, in time and not revoked."""
     assert rule.anchors is not None
     assert rule.crls is not None
-    assert rule.allow.profile is not None
     if certificate.fault is not None:
         raise certificate.fault
     path = rule.anchors.path(certificate, intermediates, now)
     certificate.check_time(now)
     rule.crls.check(path, now)
-    return Client(
-        identity=f"idevid:{certificate.shown}", names=certificate.names, profile=rule.allow.profile, issued=False
-    )
 
 
 def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: CertificationRequest) -> Authorised:
@@ -220,6 +300,7 @@ def authorise(policy: LabelPolicy, evidence: Evidence, client: Client, request: 
         request=request,
         renews=renewed.serial if renewed is not None else None,
         repeat_key=_repeat_key(evidence, client, granted, profile, request),
+        secret=client.secret,
     )
 
 

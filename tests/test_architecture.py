@@ -16,20 +16,21 @@ LINES_MAX = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "errors", "der", "frames", "ledger_crls", "repeats", "tls", "toml_table", "ledger_requests", "durable",
-        "rollover_toml", "starting", "costs",
+        "rollover_toml", "starting", "costs", "demo_devices", "devices", "name_map", "verdicts",
     ),
     (
-        "labels", "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http", "markup",
-        "reload_report", "transition", "sizing",
+        "wire", "csr", "metrics", "credentials", "crl", "crl_plan", "client", "sockets", "http", "markup",
+        "reload_report", "transition", "sizing", "device_rules", "ledger_devices",
     ),
-    ("config", "names", "issuance", "logs", "enrolling", "issuer_link", "requests_page", "cli_reload", "cli_size"),
-    ("identify", "ledger", "crl_file", "crl_list", "generation"),
-    ("policy", "ledger_link", "crl_keeper"),
-    ("material", "command", "holding", "requests_desk"),
-    ("batch", "edge", "ledger_process", "supervisor", "cli_requests", "rollover"),
-    ("issuer", "exposition", "turnover", "cli_rollover"),
-    ("admin", "checks", "instance"),
-    ("serve", "child", "cli_crl"),
+    ("labels", "logs", "enrolling", "issuer_link", "requests_page", "cli_reload", "cli_size"),
+    ("config", "names", "issuance"),
+    ("identify", "ledger", "crl_file", "crl_list", "generation", "given_names", "otp"),
+    ("ledger_link", "crl_keeper", "device_file", "registry"),
+    ("policy", "command", "requests_desk", "ledger_process", "supervisor", "importing"),
+    ("material", "holding", "cli_requests", "exposition", "enquiry", "webhook", "cli_device"),
+    ("batch", "edge", "rollover", "turnover", "admin", "instance"),
+    ("issuer", "cli_rollover", "serve", "edge_process"),
+    ("checks", "child", "cli_crl"),
     ("cli",),
 )  # fmt: skip
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
@@ -51,20 +52,23 @@ OUTSIDE: dict[str, dict[str, str]] = {
     "aiohttp": {
         "http": "HTTP/1.1 as EST needs it",
         "edge": "requests and responses",
+        "edge_process": "whether its parser is the one in C",
         "admin": "the admin port",
         "requests_desk": "the admin port's page for a person",
         "serve": "the type of that page's routes",
+        "webhook": "its client",
     },
-    "uvloop": {"edge": "the loop that serves devices"},
+    "uvloop": {"edge_process": "the loop that serves devices"},
     "sqlite3": {
         "ledger": "the one database",
         "ledger_crls": "its part about CRLs",
         "ledger_requests": "its part about requests that wait for a person",
+        "ledger_devices": "the registry's tables in it",
     },
     "prometheus_client": {"admin": "the text format", "exposition": "the families"},
     "OpenSSL": {
         "tls": "the transport",
-        "edge": "a TLS certificate that does not load",
+        "edge_process": "a TLS certificate that does not load",
         "checks": "the same, said by estd check",
         "client": "our client's TLS",
         "enrolling": "its names of TLS versions",
@@ -77,7 +81,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 
 PURE = (
     "csr", "wire", "names", "policy", "identify", "issuance", "der", "repeats", "frames", "crl_list", "costs",
-    "sizing",
+    "sizing", "devices", "name_map", "given_names", "registry", "verdicts", "otp", "device_rules",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
@@ -196,10 +200,10 @@ def test_a_pure_room_does_not_ask_for_the_time(room: str) -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("estd.edge", ("hsm", "pkcs11", "sqlite3", "estd.ledger", "estd.issuer")),
-        ("estd.issuer", ("aiohttp", "uvloop", "OpenSSL", "estd.edge")),
-        ("estd.ledger_process", ("aiohttp", "uvloop", "pkcs11", "estd.edge")),
-        ("estd.serve", ("hsm", "pkcs11", "sqlite3", "estd.edge", "estd.issuer")),
+        ("estd.edge_process", ("hsm", "pkcs11", "sqlite3", "estd.ledger", "estd.issuer")),
+        ("estd.issuer", ("aiohttp", "uvloop", "OpenSSL", "estd.edge_process")),
+        ("estd.ledger_process", ("aiohttp", "uvloop", "pkcs11", "estd.edge_process")),
+        ("estd.serve", ("hsm", "pkcs11", "sqlite3", "estd.edge_process", "estd.issuer")),
         ("estd.child", ("hsm", "pkcs11", "aiohttp", "sqlite3")),
     ],
 )

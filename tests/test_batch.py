@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 
 from estd import batch, config, csr, frames, ledger_requests, material, metrics
 from estd.batch import BatchLine, Fatal
+from estd.devices import Use
 from estd.errors import REASONS, Reason
 from estd.frames import Answer, Request
 from estd.issuance import serial_floor
-from estd.ledger import LedgerBroken, Row
+from estd.ledger import LedgerBroken, LeftOut, Row
 from estd.ledger_requests import Held, Requests
 from estd.material import Material
 from estd.repeats import Repeats
@@ -117,7 +118,8 @@ class DictLedger:
     def requests(self) -> Requests:
         return Requests(self.db)
 
-    def record(self, rows: Sequence[Row], held: Held) -> Collection[bytes]:
+    def record(self, rows: Sequence[Row], held: Held, uses: Sequence[Use]) -> Mapping[bytes, LeftOut]:
+        assert not uses  # nobody here has a one-time secret
         self.records += 1
         self.before()
         withdrawn = ledger_requests.change(self.db, held)
@@ -126,7 +128,7 @@ class DictLedger:
         assert len({row.serial for row in rows}) == len(rows)
         self.rows |= {row.serial: row for row in rows}
         self.after()
-        return withdrawn
+        return dict.fromkeys(withdrawn, "withdrawn")
 
     def store_health(self, slot: int, at: float) -> None:
         raise AssertionError("no batch stores health")
