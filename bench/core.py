@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import batch, csr, frames, instance, material, metrics, policy, wire
+from estd import admission, csr, frames, instance, items, material, metrics, policy, wire
 from estd.config import Config, load
 from estd.enrolling import make_csr
 from estd.identify import ClientCertificate
@@ -76,7 +76,7 @@ class Walk:
         evidence = policy.Evidence(
             label="default", renewal=False, certificate=client, intermediates=(), user=None, rule=-1, binding=b""
         )
-        who = policy.identify(label, evidence, None, now)
+        who = admission.identify(label, evidence, None, now)
         parsed = csr.parse(csr_der)
         authorised = policy.authorise(label, evidence, who, parsed)
         self.issuer = loaded.issuers["root", authorised.profile.name]
@@ -95,7 +95,7 @@ class Walk:
         prepared = prepare()
         raw = os.urandom(64)
         certificate = self.issuer.complete(prepared, ecdsa_der(raw, 32))
-        item = batch._Item(request, label)
+        item = items.Item(request, label)
         item.client, item.authorised, item.prepared, item.certificate_der = who, authorised, prepared, certificate
         repeats = Repeats(600_000, now_ms)
         answer = frames.Answer(1, 200, 0, 0, who.identity, serial, certificate)
@@ -109,14 +109,14 @@ class Walk:
             "edge: pack the request": lambda: frames.pack_request(request),
             "issuer: unpack the request": lambda: frames.unpack_request(packed, 0, len(packed)),
             "issuer: read the client's certificate": lambda: ClientCertificate.parse(chain),
-            "issuer: identify, path known": lambda: policy.identify(label, evidence, None, now),
+            "issuer: identify, path known": lambda: admission.identify(label, evidence, None, now),
             "issuer: parse the CSR": lambda: csr.parse(csr_der),
             "issuer: authorise": lambda: policy.authorise(label, evidence, who, parsed),
             "issuer: asked before?": lambda: list(repeats.find(authorised.repeat_key, now_ms)),
             "issuer: TBSCertificate": prepare,
             "token: r || s to DER": lambda: ecdsa_der(raw, 32),
             "issuer: certificate": lambda: self.issuer.complete(prepared, raw),
-            "issuer: row of the ledger": lambda: batch._row(item, now_ms),
+            "issuer: row of the ledger": lambda: item.row(now_ms),
             "issuer: remember": lambda: repeats.add(os.urandom(32), now_ms),
             "issuer: pack the answer": lambda: frames.pack_answer(answer),
             "edge: unpack the answer": lambda: frames.unpack_answer(packed_answer, 0, len(packed_answer)),

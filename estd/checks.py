@@ -101,7 +101,15 @@ def _is_ca(certificate: x509.Certificate) -> bool:
 def _secret_files(config: Config) -> list[str]:
     """Secrets that others than their owner may read."""
     problems: list[str] = []
-    for name, path in (("token.pin_file", config.token.pin_file), ("server.tls_key", config.server.tls_key)):
+    hooks = [
+        (f"label.{label.name}.allow[{index}].secret_file", allow.hook.secret_file)
+        for label in config.labels.values()
+        for index, allow in enumerate(label.allow)
+        if allow.hook is not None
+    ]
+    for name, path in (
+        ("token.pin_file", config.token.pin_file), ("server.tls_key", config.server.tls_key), *hooks,
+    ):  # fmt: skip
         try:
             mode = path.stat().st_mode
         except OSError:

@@ -38,9 +38,9 @@ def main(role: str, index: int) -> int:
     try:
         match role:
             case "edge":
-                from estd import edge
+                from estd import edge_process
 
-                return edge.main(config, index, listeners["est"], slot, log, turn)
+                return edge_process.main(config, index, listeners["est"], slot, log, turn)
             case "issuer":
                 from estd import issuer
 

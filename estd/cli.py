@@ -15,7 +15,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, cli_crl, cli_requests, cli_size, credentials
+from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials
 from estd.cli_reload import reload_command
 from estd.cli_rollover import ca_group
 from estd.command import READABLE, config_option, json_option, plainly, writer
@@ -316,6 +316,7 @@ main.add_command(cli_crl.crl_group)
 main.add_command(cli_requests.requests_group)
 main.add_command(reload_command)
 main.add_command(ca_group)
+main.add_command(cli_device.device_group)
 
 
 if __name__ == "__main__":

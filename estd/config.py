@@ -13,7 +13,7 @@ from pathlib import Path
 
 from estd.crl_plan import CrlPlan, read_plan
 from estd.errors import ConfigError
-from estd.labels import Label, Profile, read_label, read_profile
+from estd.labels import Label, Profile, read_label, read_profile, ungranted
 from estd.proxy_settings import ProxySettings, read_proxy
 from estd.toml_table import Address, Table, address
 
@@ -157,6 +157,16 @@ def _cross_check(config: Config) -> list[str]:
                     f"{where}.allow[{index}].profile: a registration authority's names are the request's: "
                     f'[profile.{allow.profile}] needs subject = "csr"'
                 )
+            elif allow.profile is not None:
+                problems += [
+                    f'{where}.allow[{index}].names: [profile.{allow.profile}] takes them with {kind} = "identity" only'
+                    for kind in ungranted(allow, config.profiles[allow.profile])
+                ]
+            problems += [
+                f"{where}.allow[{index}].profiles: there is no [profile.{other}]"
+                for other in (allow.hook.profiles if allow.hook is not None else ())
+                if other not in config.profiles and other != allow.profile
+            ]
             problems += [
                 f"{where}.allow[{index}].labels: there is no [label.{other}]"
                 for other in allow.labels

@@ -1,4 +1,4 @@
-"""The edge process: TLS, HTTP, EST's operations and labels, Basic credentials; an enrolment goes on to an issuer.
+"""An edge: EST's operations and labels, Basic credentials; an enrolment goes on to an issuer.
 
 It holds no key of the CA, no PIN and no ledger, and it decides nothing about a certificate: it hands over evidence.
 """
@@ -6,24 +6,19 @@ It holds no key of the CA, no PIN and no ledger, and it decides nothing about a 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import hashlib
 import itertools
-import signal
-import socket
 import time
 
-import uvloop
-from aiohttp import http_parser, web
-from OpenSSL import SSL
+from aiohttp import web
 
-from estd import csr, der, frames, keygen, metrics, proxy, tls, wire
+from estd import csr, der, frames, keygen, metrics, otp, proxy, tls, verdicts, wire
 from estd.config import Config
 from estd.credentials import read_header
 from estd.crl_file import CrlBody
-from estd.doors import Doors
+from estd.devices import Claim, is_serial_number, pack_claim
 from estd.errors import (
     BY_STATUS,
-    EXIT_FATAL,
     REASONS,
     BadRequest,
     EstError,
@@ -36,17 +31,13 @@ from estd.errors import (
     UnsupportedMediaType,
 )
 from estd.frames import Request
-from estd.http import Answer, HttpServer, answer, head, nothing, respond
+from estd.http import Answer, answer, head, nothing, respond
 from estd.issuer_link import IssuerLink
 from estd.labels import OPERATIONS, superseding
 from estd.logs import Log
-from estd.material import Material, load
+from estd.material import Material
 from estd.served import ENROLMENTS, Served
-from estd.starting import Turn, issuer_socket
 
-_GIVE_BACK_SECONDS = 10.0
-_HERD = 100
-"""Connections; each had about 60 KB while it was open."""
 _ROOT = "/.well-known/est/"
 _POSTED = {*ENROLMENTS, "serverkeygen"}
 """What shows the client's certificate to an issuer."""
@@ -82,7 +73,7 @@ class Edge:
         self._keys = keygen.KeyService(keygen.SoftwareKeys())
         self._has_proxies = bool(config.proxies)
         self._tells_seen = bool(superseding(config.profiles))
-        served = [Served(number, label, material) for number, label in enumerate(config.labels.values())]
+        served = [Served(number, label, material, slot, log) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
         self._routes: dict[str, tuple[Served, str]] = {}
         for one in served:
@@ -100,6 +91,7 @@ class Edge:
         if default.crl is not None:
             self._routes[_ROOT + "crls"] = (default, "crls")
         self._known_labels = {one.label.name for one in served}
+        self._webhooks = [one.webhook for one in served if one.webhook is not None]
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request: its response, its metrics and its line in the log."""
@@ -199,20 +191,25 @@ class Edge:
         passed_on = self._passed_on(request, served, chain) if self._has_proxies else None
         if passed_on is not None:
             chain = passed_on  # the connection's own certificate is the proxy's
-        user, rule = await self._basic(request, served, seen)
-        if not chain and user is None:
-            raise Unauthenticated(
-                Reason.NO_CREDENTIAL,
-                "Present a client certificate in TLS, or a credential by HTTP Basic authentication.",
-            )
+        user, rule, claim = await self._basic(request, served, seen)
+        anonymous = not chain and user is None and claim is None
+        if anonymous and not served.hears_otp:
+            raise _no_credential()
         headers = request.headers
         wire.check_media_type(headers.get("Content-Type", ""), pem=label.pem)
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType(Reason.MEDIA_TYPE, "A request's body may not be compressed.")
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
+        if anonymous and not otp.may_have(sent.csr_der):
+            raise _no_credential()
+        deadline = time.monotonic() + self._config.server.deadline_seconds
         linked = passed_on is None and csr.has_challenge_password(sent.csr_der)
         binding = connection.channel_binding() if linked else b""
+        verdict = b""
+        if served.webhook is not None:
+            said = await served.webhook.ask(chain=chain, claim=claim, operation=operation, csr_der=sent.csr_der)
+            verdict = verdicts.pack(said) if said is not None else b""
 
         async def ask(kind: int, csr_der: bytes) -> frames.Answer:
             link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(csr_der) % len(self._links)]
@@ -221,13 +218,15 @@ class Edge:
                     id=0,
                     kind=kind,
                     label=served.number,
-                    deadline=time.monotonic() + self._config.server.deadline_seconds,
+                    deadline=deadline,
                     user=user,
                     rule=rule,
                     binding=binding,
                     chain=chain,
                     csr_der=csr_der,
                     peer=(request.remote or "") if label.approval.held != "off" else "",
+                    claim=pack_claim(claim),
+                    verdict=verdict,
                 )
             )
             seen.identity = given.identity or seen.identity
@@ -255,16 +254,21 @@ class Edge:
             )
         return given
 
-    async def _basic(self, request: web.BaseRequest, served: Served, seen: _Seen) -> tuple[str | None, int]:
-        """The name of a right credential and the rule it belongs to. A 401 where it is wrong."""
+    async def _basic(
+        self, request: web.BaseRequest, served: Served, seen: _Seen
+    ) -> tuple[str | None, int, Claim | None]:
+        """The name of a right credential and the rule it belongs to; or, where the label hears one-time secrets, a
+        claim that the issuer judges. A 401 where it is wrong."""
         given = request.headers.get("Authorization")
         if given is None:
-            return None, -1
+            return None, -1, None
         user, password = read_header(given)
         seen.identity = f"basic:{user[:64]}"
         for rule, credentials in served.basic:
             if await credentials.check(user, password):
-                return user, rule
+                return user, rule, None
+        if served.hears_secrets and is_serial_number(user):
+            return None, -1, Claim(user, hashlib.sha256(password).digest(), "basic")
         raise Unauthenticated(Reason.WRONG_CREDENTIAL, "The user name or the password is wrong for this label.")
 
     async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
@@ -296,101 +300,12 @@ class Edge:
     def drain(self) -> None:
         self._draining = True
 
-
-async def serve(
-    material: Material, context: SSL.Context, index: int, listener: socket.socket, slot: metrics.Slot, log: Log,
-    turn: Turn,
-) -> None:  # fmt: skip
-    """One edge, until SIGTERM; then what was accepted is answered and the connections are closed. SIGUSR1 ends it more
-    gently, for another generation serves now: connections stay for their next request, as long as a drain may take."""
-    config = material.config
-    loop = asyncio.get_running_loop()
-    stop, retire, nobody = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGUSR1, retire.set)
-    links = [
-        IssuerLink(
-            issuer_socket(config.run, number, turn.generation), validate=csr.check, queue=config.server.queue,
-            slot=slot, loop=loop,
-        )
-        for number in range(config.server.issuers)
-    ]  # fmt: skip
-    edge = Edge(config, material, links, slot, log)
-    http = HttpServer(edge.handle, idle_seconds=config.server.idle_seconds, on_refusal=edge.refused)
-    open_now = most_open = 0
-
-    def begin() -> asyncio.Protocol:
-        nonlocal open_now, most_open
-        open_now += 1
-        most_open = max(most_open, open_now)
-        slot.count(metrics.CONNECTIONS.at)
-        slot.set(metrics.CONNECTIONS_OPEN.at, open_now)
-        if open_now >= config.server.max_connections:
-            doors.close()
-        return tls.TlsConnection(
-            context, http, loop=loop, handshake_seconds=config.server.handshake_seconds, on_end=end
-        )
-
-    def end(succeeded: bool) -> None:
-        nonlocal open_now
-        open_now -= 1
-        slot.set(metrics.CONNECTIONS_OPEN.at, open_now)
-        if not open_now:
-            nobody.set()
-        if not succeeded:
-            slot.count(metrics.HANDSHAKE_FAILURES.at)
-        if open_now == config.server.max_connections - 1 and not (stop.is_set() or retire.is_set()):
-            reopening.append(loop.create_task(doors.open()))
-            del reopening[:-1]
-
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-
-    def give_back() -> None:
-        """After a herd its memory goes back to the kernel: glibc keeps what lies between the little that is in use."""
-        nonlocal most_open
-        if most_open > 2 * open_now + _HERD and trim is not None:
-            trim(0)
-        most_open = open_now
-        loop.call_later(_GIVE_BACK_SECONDS, give_back)
-
-    give_back()
-    reopening: list[asyncio.Task[None]] = []
-    doors = Doors(listener, begin)
-    async with asyncio.TaskGroup() as connecting:
-        for link in links:
-            connecting.create_task(link.connect())
-    await doors.open()
-    log("edge_ready", index=index)
-    await _first(stop, retire)
-    edge.drain()
-    doors.close()
-    if open_now:
-        nobody.clear()
-        await _first(stop, nobody, seconds=config.server.drain_seconds)
-    await http.drain(config.server.drain_seconds)
-    for link in links:
-        link.close()
+    async def close(self) -> None:
+        for one in self._webhooks:
+            await one.close()
 
 
-async def _first(*events: asyncio.Event, seconds: float | None = None) -> None:
-    """Until one of the events, or that long."""
-    waiting = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for one in waiting:
-        one.cancel()
-
-
-def main(config: Config, index: int, listener: socket.socket, slot: metrics.Slot, log: Log, turn: Turn) -> int:
-    """The child process `edge`."""
-    if "HttpRequestParserC" not in dir(http_parser):
-        raise SystemExit("aiohttp's C parser is missing; the one in Python is not safe enough: reinstall aiohttp")
-    try:
-        material = load(config)
-        context = tls.server_context(config.server.tls_certificate, config.server.tls_key)
-        turn.prepared()
-        uvloop.run(serve(material, context, index, listener, slot, log, turn))
-    except (SSL.Error, OSError) as error:
-        log("edge_failed", why=repr(error))
-        turn.failed(f"server.tls_certificate, server.tls_key: {error}")
-        return EXIT_FATAL
-    return 0
+def _no_credential() -> Unauthenticated:
+    return Unauthenticated(
+        Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
+    )

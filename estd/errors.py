@@ -6,12 +6,13 @@
     │                                linking bad_http csrattrs decrypt_key proxy
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
     ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused denied proxy
+    │                                device_unknown device_disabled secret_spent
     ├─ NotFound               404      unknown_label unknown_operation
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
     ├─ UnsupportedMediaType   415      media_type
-    ├─ TooMany                429      too_many
-    └─ Unavailable            503      overloaded token_away ledger_away deadline crl_stale internal
+    ├─ TooMany                429      too_many throttled
+    └─ Unavailable            503      overloaded token_away ledger_away deadline crl_stale webhook_away internal
 
 An error carries the sentence that the device reads; `http.respond` is the one place where it becomes HTTP. A 401 has
 an empty body (clients in the field fail on one), so every error's sentence also goes out in the header Estd-Error.
@@ -63,6 +64,11 @@ class Reason(StrEnum):
     CSRATTRS = "csrattrs"
     DECRYPT_KEY = "decrypt_key"
     PROXY = "proxy"
+    DEVICE_UNKNOWN = "device_unknown"
+    DEVICE_DISABLED = "device_disabled"
+    SECRET_SPENT = "secret_spent"
+    THROTTLED = "throttled"
+    WEBHOOK_AWAY = "webhook_away"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
@@ -126,7 +132,7 @@ class UnsupportedMediaType(EstError):
 
 
 class TooMany(EstError):
-    """One identity asks for more than its share."""
+    """One identity asks for more than its share, or wrongly too often: it is told when to come back."""
 
     status = 429
 

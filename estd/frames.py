@@ -15,7 +15,8 @@ MAY, KEYGEN = 16, 17
 """serverkeygen: whether the client may have such a certificate, with a key that stands for the one to come; and the
 request with the key that the edge made."""
 
-_REQUEST = struct.Struct("<IQBBHhdHBBI")
+_REQUEST = struct.Struct("<IQBBHhdHBII")
+_MORE = struct.Struct("<HB")
 _ANSWER = struct.Struct("<IQHBHHB")
 _LENGTH = struct.Struct("<I")
 FRAME_MAX = 4 << 20
@@ -42,6 +43,15 @@ class Request(NamedTuple):
     csr_der: bytes
     peer: str = ""
     """The client's address, where the label holds requests for a person; at most 255 octets."""
+    claim: bytes = b""
+    """A serial number and the SHA-256 of a one-time secret (`devices.pack_claim`), which the issuer judges."""
+    verdict: bytes = b""
+    """What the webhook said of this request (`verdicts.pack`); empty where none was asked."""
+
+
+_MORE_FROM = Request._fields.index("peer")
+_NO_MORE = ("", b"", b"")
+"""The last fields of most requests."""
 
 
 class Answer(NamedTuple):
@@ -59,11 +69,14 @@ class Answer(NamedTuple):
 
 def pack_request(request: Request) -> bytes:
     user = b"" if request.user is None else request.user.encode()
-    peer = request.peer.encode()
-    tail = b"".join((user, request.binding, peer, request.chain, request.csr_der))
+    more = b""
+    if request[_MORE_FROM:] != _NO_MORE:
+        peer = request.peer.encode()
+        more = b"".join((_MORE.pack(len(request.claim), len(peer)), request.claim, peer, request.verdict))
+    tail = b"".join((user, request.binding, request.chain, more, request.csr_der))
     head = _REQUEST.pack(
-        _REQUEST.size - 4 + len(tail), request.id, request.kind, 0 if request.user is None else 1, request.label,
-        request.rule, request.deadline, len(user), len(request.binding), len(peer), len(request.chain),
+        _REQUEST.size - 4 + len(tail), request.id, request.kind, request.user is not None, request.label,
+        request.rule, request.deadline, len(user), len(request.binding), len(request.chain), len(more),
     )  # fmt: skip
     return head + tail
 
@@ -72,23 +85,39 @@ def unpack_request(data: bytes, at: int, end: int) -> Request:
     if end - at < _REQUEST.size:
         raise FrameError("a request shorter than its head")
     head = _REQUEST.unpack_from(data, at)
-    _, number, kind, has_user, label, rule, deadline, user_len, binding_len, peer_len, chain_len = head
+    _, number, kind, has_user, label, rule, deadline, user_len, binding_len, chain_len, more_len = head
     at += _REQUEST.size
     user_end = at + user_len
     binding_end = user_end + binding_len
-    peer_end = binding_end + peer_len
-    chain_end = peer_end + chain_len
-    if chain_end > end:
+    chain_end = binding_end + chain_len
+    more_end = chain_end + more_len
+    if more_end > end:
         raise FrameError("lengths inside a request exceed it")
     try:
         user = data[at:user_end].decode() if has_user else None
-        peer = data[binding_end:peer_end].decode()
     except UnicodeDecodeError:
-        raise FrameError("a user name or an address that is not UTF-8") from None
-    return Request(
+        raise FrameError("a user name that is not UTF-8") from None
+    request = Request(
         number, kind, label, deadline, user, rule,
-        data[user_end:binding_end], data[peer_end:chain_end], data[chain_end:end], peer,
+        data[user_end:binding_end], data[binding_end:chain_end], data[more_end:end],
     )  # fmt: skip
+    return _with_more(request, data[chain_end:more_end]) if more_len else request
+
+
+def _with_more(request: Request, more: bytes) -> Request:
+    """The request with the evidence that few have."""
+    if len(more) < _MORE.size:
+        raise FrameError("a request's further evidence shorter than its head")
+    claim_len, peer_len = _MORE.unpack_from(more)
+    claim_end = _MORE.size + claim_len
+    peer_end = claim_end + peer_len
+    if peer_end > len(more):
+        raise FrameError("lengths inside a request exceed it")
+    try:
+        peer = more[claim_end:peer_end].decode()
+    except UnicodeDecodeError:
+        raise FrameError("an address that is not UTF-8") from None
+    return request._replace(claim=more[_MORE.size : claim_end], peer=peer, verdict=more[peer_end:])
 
 
 def pack_cancel(number: int) -> bytes:

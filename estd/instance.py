@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from estd import credentials, demo_renewal, ledger
+from estd import credentials, demo_devices, demo_renewal, ledger
 from estd.errors import ConfigError
 from hsm import keys
 from hsm.token import Token
@@ -164,7 +164,9 @@ def init(plan: Plan) -> None:
             admin=plan.admin,
             profiles=_DEMO_PROFILES if plan.demo else _BARE_PROFILES,
             switches=_DEMO_SWITCHES if plan.demo else "",
-            rules=_DEMO_RULES.replace("$admin", plan.admin) + demo_renewal.LABELS if plan.demo else _BARE_RULES,
+            rules=_DEMO_RULES.replace("$admin", plan.admin) + demo_renewal.LABELS + demo_devices.LABEL
+            if plan.demo
+            else _BARE_RULES,
             **settings,
         )
         # Last, so that an instance that was interrupted on its way is not taken for one.

@@ -174,9 +174,9 @@ class IssuerProcess:
         else:
             answer = self._service.answer([message])[0]
         if message.get("do") == "record" and answer["ok"]:
-            withdrawn = answer.get("withdrawn", ())
+            left_out = answer.get("left_out", ())
             for row in message["rows"]:
-                if base64.b64decode(row["serial"]).hex() in withdrawn:
+                if base64.b64decode(row["serial"]).hex() in left_out:
                     continue
                 self._repeats.add(base64.b64decode(row["repeat_key"]), row["issued_at_ms"])
         self._server.send(peer, frame(answer))

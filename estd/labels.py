@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from estd import device_rules
 from estd.device_keys import GENERATED_KINDS
+from estd.device_rules import Hook, RegistryRule
+from estd.name_map import NameMap
 from estd.toml_table import Table, string
 
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs", "crls")
@@ -35,6 +38,8 @@ EXTENDED_KEY_USAGES = {
 SUBJECT_ATTRIBUTES = ("CN", "serialNumber", "C", "ST", "L", "O", "OU", "UID", "DC")
 
 Source = Literal["none", "identity", "csr"]
+Who = Literal["basic", "certificate", "issued", "ra", "registry", "webhook"]
+_WITH_ANCHORS = ("certificate", "registry", "webhook")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +77,7 @@ class Profile:
 class Allow:
     """One way into a label: who is let in, and the profile of what they get."""
 
-    who: Literal["basic", "certificate", "issued", "ra"]
+    who: Who
     profile: str | None
     credentials: Path | None = None
     anchors: Path | None = None
@@ -80,6 +85,10 @@ class Allow:
     labels: tuple[str, ...] = ()
     certificates: Path | None = None
     """Those of the registration authorities."""
+    registry: RegistryRule | None = None
+    hook: Hook | None = None
+    names: NameMap | None = None
+    """How the identity's names are made; None: they are the certificate's, or the registry's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,18 +206,29 @@ def with_registrars(labels: Mapping[str, Label]) -> frozenset[str]:
 
 
 def _allow(table: Table) -> Allow:
-    ways: tuple[Literal["basic", "certificate", "issued", "ra"], ...] = ("basic", "certificate", "issued", "ra")
+    ways: tuple[Who, ...] = ("basic", "certificate", "issued", "ra", "registry", "webhook")
     if "who" not in table.left:
         table.wrong("who", "is missing (needs one of " + ", ".join(ways) + ")")
     who = table.choice("who", "issued", ways)
+    profile = table.string("profile") if who != "issued" or "profile" in table.left else None
+    registry = device_rules.read_registry(table) if who == "registry" else None
+    hook = device_rules.read_hook(table, profile or "") if who == "webhook" else None
+    anchors = table.file("anchors") if who == "certificate" else None
+    if who in ("registry", "webhook"):
+        anchors = table.optional_file("anchors")
     allow = Allow(
         who=who,
-        profile=table.string("profile") if who != "issued" or "profile" in table.left else None,
+        profile=profile,
         credentials=table.file("credentials") if who == "basic" else None,
-        anchors=table.file("anchors") if who == "certificate" else None,
-        crls=tuple(table.folder / one for one in table.strings("crls", ())) if who == "certificate" else (),
+        anchors=anchors,
+        crls=tuple(table.folder / one for one in table.strings("crls", ())) if who in _WITH_ANCHORS else (),
         labels=table.strings("labels", ()) if who == "issued" else (),
         certificates=table.file("certificates") if who == "ra" else None,
+        registry=registry,
+        hook=hook,
+        names=device_rules.read_names(table, who, with_anchors=anchors is not None)
+        if who in ("certificate", "registry")
+        else None,
     )
     table.done()
     return allow
@@ -234,6 +254,14 @@ def _generated(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or any(one not in GENERATED_KINDS for one in value):
         raise ValueError
     return tuple(value)
+
+
+def ungranted(allow: Allow, profile: Profile) -> list[str]:
+    """The kinds of names that a rule makes and its profile does not take from the identity."""
+    if allow.names is None:
+        return []
+    kinds = {"subject": profile.subject, "dns": profile.dns.source, "ip": profile.ip.source, "uri": profile.uri.source}
+    return [kind for kind, source in kinds.items() if getattr(allow.names, kind) and source != "identity"]
 
 
 def read_label(name: str, table: Table) -> Label:
@@ -269,6 +297,8 @@ def read_label(name: str, table: Table) -> Label:
     if label.enforce_csrattrs and label.csrattrs == "off":
         table.wrong("enforce_csrattrs", 'has nothing to enforce: set csrattrs to "legacy", "template" or "both"')
     table.done()
+    if sum(one.hook is not None for one in label.allow) > 1:
+        table.wrong("allow", "has more than one webhook; a label asks one")
     if name in OPERATIONS:
         table.problems.append(f"label.{name}: a label cannot have the name of an operation (RFC 7030 §3.2.2)")
     elif not LABEL_NAME.fullmatch(name):

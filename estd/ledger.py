@@ -15,17 +15,19 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self
 
-from estd import ledger_crls, ledger_requests, ledger_subjects
+from estd import ledger_crls, ledger_devices, ledger_requests, ledger_subjects
+from estd.devices import Device, DeviceKey, Use
 from estd.issuance import serial_floor
 from estd.ledger_crls import CrlRecord, Crls
 from estd.ledger_requests import NOTHING_HELD, Decision, Held, Requests
 
-T = TypeVar("T")
+LeftOut = Literal["withdrawn", "spent"]
+"""Why a certificate was not recorded: its approval was withdrawn, or its one-time secret used by another."""
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -49,6 +51,7 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     ledger_crls.SCHEMA,
     ledger_requests.SCHEMA,
+    ledger_devices.SCHEMA,
 )
 """Numbered by their place; `PRAGMA user_version` says how many a file has had. Never edited once released."""
 
@@ -202,6 +205,19 @@ class Reader:
         query = "SELECT certificate FROM certificate WHERE not_after >= ? AND revoked_at IS NULL"
         return (found[0] for found in self._db.execute(query, (int(now),)))
 
+    def find_devices(self, keys: Collection[DeviceKey]) -> dict[DeviceKey, Device]:
+        """The devices that the registry holds under these keys."""
+        return ledger_devices.find(self._db, keys)
+
+    def search_devices(self, **query: Any) -> Iterator[Device]:
+        """The registry's devices, as `ledger_devices.search` has it."""
+        try:
+            yield from ledger_devices.search(self._db, **query)
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"the registry cannot be read ({error}); an old ledger gets one when it is served"
+            ) from None
+
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM certificate").fetchone()[0])
 
@@ -255,25 +271,36 @@ class Writer(Reader):
         """Have an index of subjects for these labels alone, which `find_subject` is asked for."""
         ledger_subjects.keep(self._db, labels)
 
-    def record(self, rows: Sequence[Row], held: Held = NOTHING_HELD) -> Collection[bytes]:
+    def record(
+        self, rows: Sequence[Row], held: Held = NOTHING_HELD, uses: Sequence[Use] = ()
+    ) -> Mapping[bytes, LeftOut]:
         """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written.
 
-        `held` is what the batch changes about requests that wait for a person. Returns the serials that were left out,
-        since their approval was withdrawn meanwhile."""
-        if held is NOTHING_HELD:
-            self._write(_INSERT, rows)
-            return ()
-
-        def work(db: sqlite3.Connection) -> frozenset[bytes]:
-            withdrawn = ledger_requests.change(db, held)
-            db.executemany(_INSERT, [row for row in rows if row.serial not in withdrawn])
-            return withdrawn
-
-        return self._transact(work)
+        `held` is what the batch changes about requests that wait for a person, `uses` the one-time secrets that it
+        uses. Returns the serials that were left out, each with why; for those nothing is changed."""
+        left_out: dict[bytes, LeftOut] = {}
+        with self._transaction() as connection:
+            if uses:
+                left_out.update(dict.fromkeys(ledger_devices.use(connection, uses), "spent"))
+            if held is not NOTHING_HELD:
+                withdrawn = ledger_requests.change(connection, held.without(left_out))
+                ledger_devices.give_back(connection, [one for one in uses if one.certificate in withdrawn])
+                left_out.update(dict.fromkeys(withdrawn, "withdrawn"))
+            connection.executemany(_INSERT, [row for row in rows if row.serial not in left_out] if left_out else rows)
+        return left_out
 
     def decide(self, number: int, seen: str, decision: Decision) -> bool:
         """Approve or deny a request that waits; False where it is not in the state `seen` any more."""
-        return self._transact(lambda db: ledger_requests.decide(db, number, seen, decision))
+        with self._transaction() as connection:
+            return ledger_requests.decide(connection, number, seen, decision)
+
+    def change_devices(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A change of the registry (`ledger_devices.change`). Raises LedgerError where it cannot be made."""
+        try:
+            with self._transaction() as connection:
+                return ledger_devices.change(connection, message)
+        except ledger_devices.DeviceRefused as refused:
+            raise LedgerError(str(refused)) from None
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         """Revoke a certificate; False where the ledger does not hold it. A second revocation changes nothing."""
@@ -297,20 +324,24 @@ class Writer(Reader):
         self._write("INSERT OR REPLACE INTO health VALUES (?, ?)", [(slot, at)])
 
     def _write(self, statement: str, values: Iterable[tuple[object, ...]]) -> None:
-        self._transact(lambda db: db.executemany(statement, values))
+        with self._transaction() as connection:
+            connection.executemany(statement, values)
 
-    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         """One durable transaction, all of it or nothing."""
         if self._broken:
             raise LedgerBroken(self._broken)
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            done = work(self._db)
+            yield self._db
             self._db.execute("COMMIT")
-            return done
         except sqlite3.Error as error:
             self._broken = f"the ledger cannot be written ({error}); restart once its disk is well"
             raise LedgerBroken(self._broken) from error
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         """Give the ledger up to the next writer."""

@@ -11,12 +11,13 @@ import base64
 import json
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from estd import metrics
-from estd.ledger import LedgerBroken, LedgerError, Reader, Row, Writer
+from estd.devices import DeviceKey, Use
+from estd.ledger import LedgerBroken, LedgerError, LeftOut, Reader, Row, Writer
 from estd.ledger_crls import CrlRecord
 from estd.ledger_requests import DECISIONS, NOTHING_HELD, Decision, Held, Waiting
 
@@ -66,6 +67,14 @@ def _held_in(messages: Sequence[dict[str, Any]]) -> Held:
     return Held(waiting, {bytes.fromhex(one): number for held in told for one, number in held["issued"].items()})
 
 
+def _use_out(use: Use) -> list[Any]:
+    return [use.certificate.hex(), list(use.key), use.secret.hex(), use.at_ms]
+
+
+def _use_in(data: list[Any]) -> Use:
+    return Use(bytes.fromhex(data[0]), DeviceKey(*data[1]), bytes.fromhex(data[2]), data[3])
+
+
 class WriterService:
     """The writer's side. Messages that arrive together are written together. Decisions are counted in `slot`."""
 
@@ -78,10 +87,11 @@ class WriterService:
         batches = [message for message in messages if message["do"] == "record"]
         rows = [_row_in(row) for message in batches for row in message["rows"]]
         held = _held_in(batches)
-        withdrawn = self._writer.record(rows, held) if rows or held is not NOTHING_HELD else ()
+        uses = [_use_in(use) for message in batches for use in message.get("uses", ())]
+        left_out = self._writer.record(rows, held, uses) if rows or held is not NOTHING_HELD else {}
         recorded: dict[str, Any] = {"ok": True}
-        if withdrawn:
-            recorded["withdrawn"] = [serial.hex() for serial in withdrawn]
+        if left_out:
+            recorded["left_out"] = {serial.hex(): why for serial, why in left_out.items()}
         return [recorded if message["do"] == "record" else self._one(message) for message in messages]
 
     def _decide(self, message: dict[str, Any]) -> bool:
@@ -95,6 +105,13 @@ class WriterService:
         match message["do"]:
             case "decide" if message["state"] in DECISIONS:
                 return {"ok": True, "done": self._decide(message)}
+            case "devices":
+                try:
+                    return {"ok": True, **self._writer.change_devices(message)}
+                except LedgerBroken:
+                    raise
+                except LedgerError as refused:
+                    return {"ok": False, "error": str(refused)}
             case "revoke":
                 found = self._writer.revoke(bytes.fromhex(message["serial"]), message["when"], message["reason"])
                 return {"ok": True, "found": found}
@@ -158,14 +175,21 @@ class RemoteWriter(Reader):
             data += part
         return bytes(data)
 
-    def record(self, rows: Sequence[Row], held: Held = NOTHING_HELD) -> Collection[bytes]:
+    def record(
+        self, rows: Sequence[Row], held: Held = NOTHING_HELD, uses: Sequence[Use] = ()
+    ) -> Mapping[bytes, LeftOut]:
         message: dict[str, Any] = {"do": "record", "rows": [_row_out(row) for row in rows]}
         if held is not NOTHING_HELD:
             message["held"] = _held_out(held)
-        return [bytes.fromhex(serial) for serial in self._ask(message).get("withdrawn", ())]
+        if uses:
+            message["uses"] = [_use_out(use) for use in uses]
+        return {bytes.fromhex(serial): why for serial, why in self._ask(message).get("left_out", {}).items()}
 
     def decide(self, number: int, seen: str, decision: Decision) -> bool:
         return bool(self._ask({"do": "decide", "request": number, "seen": seen, **decision._asdict()})["done"])
+
+    def change_devices(self, message: dict[str, Any]) -> dict[str, Any]:
+        return self._ask({"do": "devices", **message})
 
     def revoke(self, serial: bytes, when: int, reason: int) -> bool:
         return bool(self._ask({"do": "revoke", "serial": serial.hex(), "when": when, "reason": reason})["found"])

@@ -124,6 +124,12 @@ class Held(NamedTuple):
     issued: Mapping[bytes, int]
     """Serial of each certificate that a person approved, and the request's number."""
 
+    def without(self, serials: Collection[bytes]) -> Held:
+        """The same less these certificates."""
+        if not serials:
+            return self
+        return self._replace(issued={one: number for one, number in self.issued.items() if one not in serials})
+
 
 NOTHING_HELD = Held((), {})
 

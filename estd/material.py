@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import csrattrs, transition, wire
+from estd import csrattrs, registry, transition, wire
 from estd.config import Ca, Config
 from estd.crl import CrlFiles
 from estd.crl_plan import check_signs_crls
@@ -100,6 +100,10 @@ def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
     """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
     if allow.certificates is not None and ca is not None:
         return Rule(allow=allow, anchors=None, crls=None, ras=RaFile(allow.certificates, ca.certificate.subject))
+    if allow.names is not None:
+        registry.try_names(allow.names)
+    if allow.hook is not None and not allow.hook.secret_file.read_text(encoding="utf-8").strip():
+        raise ValueError(f"secret_file: {allow.hook.secret_file} is empty")
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
     found = certificates(allow.anchors)

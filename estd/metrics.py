@@ -97,6 +97,10 @@ CRL_ENTRIES = _family("gauge", "estd_crl_entries", "Revoked certificates that th
 WAITING = _family("gauge", "estd_approvals_waiting", "Requests that wait for a person.")
 WAITING_SECONDS = _family("gauge", "estd_approvals_oldest_wait_seconds", "How long the first of them has waited.")
 DECISIONS = _family("counter", "estd_approval_decisions", "Requests decided on by a person.", decision=DECIDED)
+WEBHOOK_SECONDS = _family(
+    "histogram", "estd_webhook_seconds", "A POST to a webhook, by outcome.", bounds=SECONDS,
+    outcome=("answered", "failed"),
+)  # fmt: skip
 LOGS_DROPPED = _family("counter", "estd_log_lines_dropped", "Log lines dropped since nobody took them.")
 
 SLOT_DOUBLES = FAMILIES[-1].end

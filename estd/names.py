@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -49,6 +49,7 @@ _URI = re.compile(
 _URI_PARTS = re.compile(r"([^:/?#]+):(?://(?:([^@/?#]*)@)?([^/?#]*))?(.*)", re.DOTALL)
 """Scheme, user, authority and the rest (RFC 3986 appendix B), of a URI or of a pattern for one."""
 
+_ANY = NameRule(source="csr", patterns=())
 San = x509.DNSName | x509.IPAddress | x509.UniformResourceIdentifier
 
 
@@ -156,6 +157,32 @@ def grant(asked: Names, identity: Names, profile: Profile) -> Names:
     return Names(subject=subject, san=tuple(san))
 
 
+def of_texts(subject: x509.Name, dns: Iterable[str], ip: Iterable[str], uri: Iterable[str]) -> Names:
+    """The names that a rule or the registry gives, held to what a request's are held to. A 403 for what no certificate
+    may say."""
+    given: list[x509.RelativeDistinguishedName] = []
+    for part in subject:
+        word, bound = _BY_OID.get(part.oid, (part.oid.dotted_string, 0))
+        given.append(x509.RelativeDistinguishedName([_checked_attribute(part, word, bound, ("*",))]))
+        if part.oid not in _REPEATABLE and len(subject.get_attributes_for_oid(part.oid)) > 1:
+            raise _refused(f"more than one {word}")
+    san: list[x509.GeneralName] = []
+    for what, make, allowed, texts in (
+        ("DNSName", x509.DNSName, _dns_allowed, dns),
+        ("IPAddress", lambda text: x509.IPAddress(ipaddress.ip_address(text)), _ip_allowed, ip),
+        ("URI", x509.UniformResourceIdentifier, _uri_allowed, uri),
+    ):
+        for text in texts:
+            try:
+                name: x509.GeneralName = make(text)
+            except ValueError:
+                raise _refused(f"the {what} {text[:200]!r}") from None
+            if not allowed(name, _ANY):
+                raise _refused(f"the {what} {text[:200]!r}")
+            san.append(name)
+    return Names(subject=x509.Name(given), san=tuple(dict.fromkeys(san)))
+
+
 def _refused(what: str) -> Forbidden:
     return Forbidden(Reason.NAME_REFUSED, f"The label's profile does not grant {what}.")
 
@@ -176,7 +203,7 @@ def _subject_asked_for(asked: x509.Name, profile: Profile, refuse: bool) -> x509
                     raise _refused(f"the subject attribute {word}")
                 if part.oid in seen and part.oid not in _REPEATABLE:
                     raise _refused(f"more than one {word}")
-                parts.append(_checked_attribute(part, word, bound, profile))
+                parts.append(_checked_attribute(part, word, bound, profile.common_name))
                 seen.add(part.oid)
             except Forbidden:
                 if refuse:
@@ -187,7 +214,7 @@ def _subject_asked_for(asked: x509.Name, profile: Profile, refuse: bool) -> x509
 
 
 def _checked_attribute(
-    part: x509.NameAttribute[str | bytes], word: str, bound: int, profile: Profile
+    part: x509.NameAttribute[str | bytes], word: str, bound: int, common_name: Sequence[str]
 ) -> x509.NameAttribute[str]:
     """The attribute, in the string type that RFC 5280 wants for it. A 403 where its value cannot be had."""
     value = part.value
@@ -199,7 +226,7 @@ def _checked_attribute(
     elif word == "DC":
         if not _DNS.fullmatch(value) or "." in value:
             raise _refused("a DC that is not one label of a domain name")
-    elif word == "CN" and not any(_fits(value.casefold(), one.casefold()) for one in profile.common_name):
+    elif word == "CN" and not any(_fits(value.casefold(), one.casefold()) for one in common_name):
         raise _refused(f"the common name {value!r}")
     return x509.NameAttribute(part.oid, value)  # picks the string type by the attribute
 

@@ -1,9 +1,8 @@
-"""Who asks, and may they? The one place where an enrolment is decided.
+"""What may they have? An enrolment is decided in two steps: `admission.identify`, then `authorise`.
 
-`identify` tries the label's rules on the evidence (the client's certificate or its credential's name) and makes a
-`Client`; `authorise` holds the client against the request and makes an `Authorised`, the only value that issuance
-takes. No rule, no certificate; the names come from the identity and the profile, never from the request alone. Pure:
-what the ledger and the CRLs know is asked through arguments.
+`authorise` holds a `Client` against its request and makes an `Authorised`, the only value that issuance takes. The
+names come from the identity and the profile, never from the request alone. Pure: what the ledger and the CRLs know is
+asked through arguments. The values of both steps live here.
 """
 
 from __future__ import annotations
@@ -11,16 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cryptography import x509
 
-from estd import csrattrs, names, renaming
+from estd import csrattrs, names, registry, renaming
 from estd.crl import CrlFiles
 from estd.csr import CertificationRequest
-from estd.errors import BadRequest, EstError, Forbidden, NotFound, Reason, Unauthenticated
+from estd.devices import DeviceKey
+from estd.errors import BadRequest, Forbidden, NotFound, Reason
 from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
 from estd.ras import RaFile
@@ -33,6 +33,7 @@ class Issued(NamedTuple):
     label: str
     profile: str
     revoked: bool
+    identity: str = ""
 
 
 class Evidence(NamedTuple):
@@ -53,6 +54,8 @@ class Evidence(NamedTuple):
     """The edge makes the key (serverkeygen)."""
     key_to_come: bool = False
     """It has not made it yet: the request's key stands for it."""
+    told: registry.Told = registry.NOTHING
+    """What the registry and the webhook know, where the label asks them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,17 @@ class Authorised(NamedTuple):
     """The serial of the certificate that this one renews."""
     repeat_key: bytes
     """Equal for requests that are the same request sent again."""
+    secret: OneTimeSecret | None = None
+    """To be marked as used with the certificate."""
+
+
+class OneTimeSecret(NamedTuple):
+    """What lets a device enrol once."""
+
+    key: DeviceKey
+    sha256: bytes
+    spent: bool
+    """Used within the repeat window: good for the same request again alone."""
 
 
 class Client(NamedTuple):
@@ -100,6 +114,7 @@ class Client(NamedTuple):
     issued: bool
     ra: bool = False
     """A registration authority, which asks for others."""
+    secret: OneTimeSecret | None = None
 
 
 class Renewed(NamedTuple):
@@ -107,128 +122,8 @@ class Renewed(NamedTuple):
 
     certificate: ClientCertificate
     profile: str
-
-
-def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: float) -> Client:
-    """The client that the first fitting rule lets in; `held` is what the ledger has under the serial number of its
-    certificate. A 401 or 403 that tells most where none does."""
-    if evidence.certificate is None and evidence.user is None:
-        raise Unauthenticated(
-            Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
-        )
-    refusals: list[EstError] = []
-    issued = _own(evidence.certificate, held) if evidence.certificate is not None else None
-    for index, rule in enumerate(policy.rules):
-        try:
-            if rule.allow.who == "basic":
-                client = _by_basic(rule, index, evidence)
-            elif evidence.certificate is None:
-                continue
-            elif issued is not None and issued.revoked:
-                raise Forbidden(Reason.REVOKED, "The client certificate is revoked.")
-            elif rule.allow.who == "issued":
-                client = _by_issued(rule, evidence, evidence.certificate, policy, issued, now)
-            elif rule.allow.who == "ra":
-                client = _by_ra(rule, evidence.certificate, issued, now)
-            else:
-                client = _by_anchors(rule, evidence.certificate, evidence.intermediates, now)
-        except EstError as refusal:
-            refusals.append(refusal)
-        else:
-            if client is not None:
-                return client
-    if not refusals:
-        raise Unauthenticated(Reason.CERT_UNKNOWN, "This label has no rule that lets this client in.")
-    # A certificate that one rule knows and refuses tells more than that another rule does not know it.
-    raise max(refusals, key=lambda one: (one.reason is not Reason.CERT_UNKNOWN, one.status))
-
-
-def _by_basic(rule: Rule, index: int, evidence: Evidence) -> Client | None:
-    if evidence.user is None or evidence.rule != index or rule.allow.profile is None:
-        return None
-    if evidence.renewal and evidence.certificate is not None:
-        return None  # a renewal goes by the certificate that it renews
-    return Client(
-        identity=f"basic:{evidence.user}",
-        names=names.Names(subject=names.subject_of_user(evidence.user), san=()),
-        profile=rule.allow.profile,
-        issued=False,
-    )
-
-
-def _own(certificate: ClientCertificate, held: Issued | None) -> Issued | None:
-    """What the ledger knows, where it holds this very certificate. That is more than a path, and costs no
-    verification: each signature in the ledger was verified before it was recorded."""
-    if held is None or not hmac.compare_digest(held.certificate_der, certificate.der):
-        return None
-    return held
-
-
-def _by_issued(
-    rule: Rule,
-    evidence: Evidence,
-    certificate: ClientCertificate,
-    policy: LabelPolicy,
-    issued: Issued | None,
-    now: float,
-) -> Client | None:
-    if issued is None:
-        return None
-    if certificate.fault is not None:
-        raise certificate.fault
-    # A device that slept past its expiry renews, and does nothing else; the ledger says that it is not revoked.
-    certificate.check_time(now, expired_seconds=policy.label.expired_seconds if evidence.renewal else 0)
-    if issued.label != policy.label.name and issued.label not in rule.allow.labels:
-        raise Forbidden(Reason.NOT_GRANTED, f"The client certificate was issued under the label {issued.label!r}.")
-    profile = rule.allow.profile or issued.profile
-    if profile not in policy.profiles:
-        raise Forbidden(
-            Reason.NOT_GRANTED, f"The client certificate's profile {profile!r} is not in the configuration any more."
-        )
-    return Client(
-        identity=f"cert:{certificate.serial.hex()} {certificate.shown}",
-        names=certificate.names,
-        profile=profile,
-        issued=True,
-    )
-
-
-def _by_ra(rule: Rule, certificate: ClientCertificate, issued: Issued | None, now: float) -> Client | None:
-    """R16: listed, and issued by this CA, which alone knows whether it is revoked; the names are its requests'."""
-    assert rule.ras is not None
-    assert rule.allow.profile is not None
-    if not rule.ras.lists(certificate.der):
-        return None
-    if issued is None:
-        raise Unauthenticated(
-            Reason.CERT_UNKNOWN, "The registration authority's certificate is listed, but this CA did not issue it."
-        )
-    if certificate.fault is not None:
-        raise certificate.fault
-    certificate.check_time(now)
-    return Client(
-        identity=f"ra:{certificate.serial.hex()} {certificate.shown}",
-        names=names.Names(subject=x509.Name([]), san=()),
-        profile=rule.allow.profile,
-        issued=False,
-        ra=True,
-    )
-
-
-def _by_anchors(
-    rule: Rule, certificate: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
-) -> Client:
-    assert rule.anchors is not None
-    assert rule.crls is not None
-    assert rule.allow.profile is not None
-    if certificate.fault is not None:
-        raise certificate.fault
-    path = rule.anchors.path(certificate, intermediates, now)
-    certificate.check_time(now)
-    rule.crls.check(path, now)
-    return Client(
-        identity=f"idevid:{certificate.shown}", names=certificate.names, profile=rule.allow.profile, issued=False
-    )
+    device: DeviceKey | None = None
+    """Its row in the registry, where it has one."""
 
 
 def authorise(
@@ -274,12 +169,22 @@ def authorise(
     return Authorised(
         label=policy.label,
         profile=profile,
-        identity=f"{client.identity} for {granted.text or granted.san}" if client.ra else client.identity,
+        identity=_identity(client, for_device, granted),
         names=granted,
         request=request,
         renews=renewed.serial if renewed is not None else None,
         repeat_key=_repeat_key(evidence, client, granted, profile, request),
+        secret=client.secret,
     )
+
+
+def _identity(client: Client, for_device: Renewed | None, granted: names.Names) -> str:
+    """Who asked, and for whom."""
+    if not client.ra:
+        return client.identity
+    if for_device is not None and for_device.device is not None:
+        return for_device.device.renewed_by(client.identity)
+    return f"{client.identity} for {granted.text or granted.san}"
 
 
 def _renamed(label: Label, request: CertificationRequest, current: names.Names, profile: Profile) -> names.Names:

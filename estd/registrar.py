@@ -6,10 +6,11 @@ issued is the one, and it is judged as if the device itself had come. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from estd import names
+from estd import names, registry
 from estd.csr import CertificationRequest
+from estd.devices import Device, DeviceKey, key_of_identity
 from estd.errors import Forbidden, Reason
 from estd.identify import ClientCertificate
 from estd.policy import Evidence, Issued, LabelPolicy, Renewed
@@ -17,10 +18,15 @@ from estd.ras import is_registrar
 
 
 def choose(
-    policy: LabelPolicy, evidence: Evidence, request: CertificationRequest, held: Sequence[Issued], now: float
+    policy: LabelPolicy,
+    evidence: Evidence,
+    request: CertificationRequest,
+    held: Sequence[Issued],
+    devices: Mapping[DeviceKey, Device],
+    now: float,
 ) -> Renewed:
-    """The certificate to renew, out of those that the label issued for the request's subject, newest first. A 403 where
-    there is none, or where it may not be renewed."""
+    """The certificate to renew, out of those that the label issued for the request's subject, newest first; `devices`
+    are the registry's rows behind them. A 403 where there is none, or where it may not be renewed."""
     asked = names.of_extensions(request.subject, request.extensions)
     for one in held:
         found = ClientCertificate.parse(one.certificate_der)
@@ -28,6 +34,9 @@ def choose(
             continue
         if one.revoked:
             raise Forbidden(Reason.REVOKED, "The device's certificate is revoked.")
+        key = key_of_identity(one.identity)
+        if key is not None:
+            registry.check_alive(key, devices)
         if now >= found.not_after + 1 + policy.label.expired_seconds:
             raise Forbidden(Reason.CERT_EXPIRED, "The device's certificate expired too long ago to be renewed.")
         if one.profile not in policy.profiles:
@@ -35,7 +44,7 @@ def choose(
         own = evidence.certificate is not None and evidence.certificate.der == found.der
         if not own and is_registrar(found.certificate):
             raise Forbidden(Reason.NOT_GRANTED, "A registration authority does not renew for another one.")
-        return Renewed(found, one.profile)
+        return Renewed(found, one.profile, key)
     raise Forbidden(
         Reason.NOT_ISSUED,
         "This label issued no certificate with the request's subject and subjectAltName, so there is none to renew.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 
 from estd import batch, config, csr, frames, ledger_requests, material, metrics
 from estd.batch import BatchLine, Fatal
+from estd.devices import Use
 from estd.errors import REASONS, Reason
 from estd.frames import Answer, Request
 from estd.issuance import serial_floor
-from estd.ledger import LedgerBroken, Row
+from estd.ledger import LedgerBroken, LeftOut, Row
 from estd.ledger_requests import Held, Requests
 from estd.material import Material
 from estd.repeats import Repeats
@@ -121,7 +122,8 @@ class DictLedger:
     def requests(self) -> Requests:
         return Requests(self.db)
 
-    def record(self, rows: Sequence[Row], held: Held) -> Collection[bytes]:
+    def record(self, rows: Sequence[Row], held: Held, uses: Sequence[Use]) -> Mapping[bytes, LeftOut]:
+        assert not uses  # nobody here has a one-time secret
         self.records += 1
         self.before()
         withdrawn = ledger_requests.change(self.db, held)
@@ -130,7 +132,7 @@ class DictLedger:
         assert len({row.serial for row in rows}) == len(rows)
         self.rows |= {row.serial: row for row in rows}
         self.after()
-        return withdrawn
+        return dict.fromkeys(withdrawn, "withdrawn")
 
     def supersede(self, serials: Sequence[bytes], when: int) -> None:
         raise AssertionError("no profile of these tests supersedes")
@@ -405,7 +407,7 @@ def test_a_request_that_waited_too_long_is_not_signed(scene: Scene) -> None:
     assert len(scene.token.signed) == 1
 
 
-@pytest.mark.parametrize("room", ["csr.parse", "policy.identify", "policy.authorise"])
+@pytest.mark.parametrize("room", ["csr.parse", "admission.identify", "policy.authorise"])
 def test_a_bug_hurts_its_request_alone(scene: Scene, monkeypatch: pytest.MonkeyPatch, room: str) -> None:
     """An unforeseen exception over one request is its own 503 and a line in the log; the rest of the batch goes on."""
     module, _, name = room.partition(".")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from estd import policy
+from estd import admission
 from estd.client import Refused
 from estd.errors import EstError, Reason
 from estd.identify import ClientCertificate
@@ -94,11 +94,11 @@ def test_the_window_to_the_second(case: str) -> None:
     rules = label_policy(*RULES, expired_seconds=row.window)
     given = evidence(row.identity, renewal=row.renewal)
     if row.reason is None:
-        found = policy.identify(rules, given, row.held(given.certificate), row.at)
+        found = admission.identify(rules, given, row.held(given.certificate), row.at)
         assert found.issued
         return
     with pytest.raises(EstError) as caught:
-        policy.identify(rules, given, row.held(given.certificate), row.at)
+        admission.identify(rules, given, row.held(given.certificate), row.at)
     assert caught.value.reason is row.reason
     assert row.words in caught.value.sentence
 
@@ -107,7 +107,7 @@ def test_a_credential_beside_an_expired_certificate_renews_nothing_past_the_wind
     """A renewal goes by its certificate: a factory's credential beside it does not lengthen the window."""
     rules = label_policy(basic_rule(), issued_rule(), expired_seconds=WINDOW)
     with pytest.raises(EstError) as caught:
-        policy.identify(
+        admission.identify(
             rules, evidence(ISSUED, "factory", rule=0, renewal=True), ledger(ISSUED)(evidence(ISSUED).certificate),
             END + WINDOW + 1,
         )  # fmt: skip

@@ -55,6 +55,8 @@ REQUESTS = st.builds(
     chain=st.binary(max_size=2000),
     csr_der=st.binary(max_size=2000),
     peer=st.text(st.characters(codec="ascii"), max_size=45),
+    claim=st.binary(max_size=100),
+    verdict=st.binary(max_size=500),
 )
 ANSWERS = st.builds(
     Answer,

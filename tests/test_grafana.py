@@ -31,6 +31,7 @@ NOT_SHOWN = {
     "estd_busy_since_seconds": "on a clock of its own, for the supervisor, which ends what hangs",
     "estd_generation": "which configuration serves is for whoever reloads, and `estd reload` tells it",
     "estd_reloads_refused": "`estd reload` tells it with the reasons, and so does the log",
+    "estd_webhook_seconds": "only where a label has a webhook; docs/devices.md names the query",
 }
 """What the server exports and the dashboard does not show, and why."""
 

@@ -24,7 +24,7 @@ from tests import make
 from tests.servers import Server, wait_for
 
 HISTOGRAMS = [family for family in FAMILIES if family.kind == "histogram"]
-LABELS = {"process", "operation", "status", "reason", "stage", "severity", "decision", "version", "le"}
+LABELS = {"process", "operation", "outcome", "status", "reason", "stage", "severity", "decision", "version", "le"}
 """All that a series may say of itself: each has a closed set of values."""
 
 

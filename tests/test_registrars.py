@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from estd import config, csr, policy, ras, registrar
+from estd import admission, config, csr, policy, ras, registrar
 from estd.client import EstClient, Refused
+from estd.devices import Device, DeviceKey, key_of_identity
 from estd.errors import ConfigError, EstError, Reason
 from estd.identify import ClientCertificate
 from estd.labels import Allow
@@ -90,13 +91,13 @@ def test_R16_who_is_a_registration_authority(case: str, folder: Path) -> None:
     for renewal in (False, True):
         given = evidence(row.shown, renewal=renewal)
         if row.reason is None:
-            found = policy.identify(rules, given, row.held(given.certificate), NOW)
+            found = admission.identify(rules, given, row.held(given.certificate), NOW)
             assert (found.ra, found.issued, found.profile) == (True, False, "free")
             assert found.identity.startswith("ra:")
             assert found.names == policy.names.Names(subject=x509.Name([]), san=())
             continue
         with pytest.raises(EstError) as caught:
-            policy.identify(rules, given, row.held(given.certificate), NOW)
+            admission.identify(rules, given, row.held(given.certificate), NOW)
         assert (caught.value.status, caught.value.reason) == (row.status, row.reason)
 
 
@@ -173,11 +174,43 @@ def test_R16_what_it_renews(case: str) -> None:
     request = csr.parse(make.csr(**asked))
     if isinstance(outcome, Reason):
         with pytest.raises(EstError) as caught:
-            registrar.choose(rules, evidence(RA, renewal=True), request, held, NOW)
+            registrar.choose(rules, evidence(RA, renewal=True), request, held, {}, NOW)
         assert (caught.value.status, caught.value.reason) == (403, outcome)
         return
-    found = registrar.choose(rules, evidence(RA, renewal=True), request, held, NOW)
+    found = registrar.choose(rules, evidence(RA, renewal=True), request, held, {}, NOW)
     assert (found.certificate.der, found.profile) == (outcome.der, "own")
+
+
+ROW = DeviceKey("here", "acme", "SN-1")
+
+
+def row_of(*, enabled: bool) -> dict[DeviceKey, Device]:
+    return {ROW: Device(*ROW, None, "", enabled, None, None, None, 0)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [({}, Reason.DEVICE_UNKNOWN), (row_of(enabled=False), Reason.DEVICE_DISABLED), (row_of(enabled=True), None)],
+    ids=["gone", "disabled", "there"],
+)
+def test_a_registry_s_row_counts_for_its_devices_registrar(
+    rows: dict[DeviceKey, Device], reason: Reason | None
+) -> None:
+    """A certificate that was issued to a device of the registry is renewed for it while its row is enabled, and the
+    new one is the device's too, so that it dies with the row."""
+    held = [issued(DEVICE)._replace(identity=ROW.identity)]
+    rules = label_policy(issued_rule())
+    request = csr.parse(make.csr(**SAME_NAMES))
+    given = evidence(RA, renewal=True)
+    if reason is not None:
+        with pytest.raises(EstError) as caught:
+            registrar.choose(rules, given, request, held, rows, NOW)
+        assert (caught.value.status, caught.value.reason) == (403, reason)
+        return
+    found = registrar.choose(rules, given, request, held, rows, NOW)
+    identity = policy.authorise(rules, given, REGISTRAR, request, found).identity
+    assert identity == "device:here/acme/SN-1\tra:1"
+    assert key_of_identity(identity) == ROW
 
 
 REGISTRAR = Client(
@@ -223,10 +256,12 @@ def test_the_window_for_devices_that_slept_counts_for_their_registrar() -> None:
     for at, good in ((end + 60.999, True), (end + 61, False)):
         given = evidence(RA, renewal=True)
         if good:
-            assert registrar.choose(rules, given, request, [issued(OLD_DEVICE)], at).certificate.der == OLD_DEVICE.der
+            assert (
+                registrar.choose(rules, given, request, [issued(OLD_DEVICE)], {}, at).certificate.der == OLD_DEVICE.der
+            )
         else:
             with pytest.raises(EstError, match="expired"):
-                registrar.choose(rules, given, request, [issued(OLD_DEVICE)], at)
+                registrar.choose(rules, given, request, [issued(OLD_DEVICE)], {}, at)
 
 
 def test_subjects_have_an_index_where_a_label_needs_one(folder: Path) -> None:

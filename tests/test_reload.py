@@ -104,7 +104,8 @@ def _unknown_key(server: Server) -> None:
 
 
 def _no_anchors(server: Server) -> None:
-    change(server, 'anchors = "demo/manufacturer.pem"', 'anchors = "demo/nowhere.pem"')
+    rule = 'who = "certificate"\nanchors = "demo/{}.pem"'
+    change(server, rule.format("manufacturer"), rule.format("nowhere"))
 
 
 def _wrong_ca(server: Server) -> None:

@@ -1,0 +1,358 @@
+"""The registry with a real server: devices enrol with a one-time secret or their factory's certificate, and only those
+that have a row. curl with openssl, BouncyCastle and our own client; kills and races."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estd.enquiry import WRONG_MAX
+from estd.errors import ClientError, Refused
+from tests import make, servers
+from tests.clients import judge
+from tests.servers import Server, wait_for
+from tests.test_bouncycastle import _perform
+from tests.test_curl_openssl import Curl
+
+MAKER = "Demo Manufacturer"
+
+
+def estd(server: Server, *words: str | Path, code: int = 0) -> str:
+    """What the command says; of `estd device`, with the server's configuration."""
+    command = [sys.executable, "-m", "estd.cli", *map(str, words), "--config", str(server.config)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr + done.stdout
+    return (done.stdout if code == 0 else done.stderr).strip()
+
+
+def add(server: Server, number: str, *options: str, manufacturer: str = "") -> None:
+    estd(server, "device", "add", number, "--label", "registry", "--manufacturer", manufacturer, *options)
+
+
+def secret(server: Server, number: str) -> str:
+    return estd(server, "device", "secret", number, "--label", "registry")
+
+
+def shown(server: Server, number: str, manufacturer: str = "") -> dict[str, object]:
+    return json.loads(
+        estd(server, "device", "show", number, "--label", "registry", "--manufacturer", manufacturer, "--json")
+    )  # type: ignore[no-any-return]
+
+
+def enroll(
+    server: Server, number: str, password: str, *, key: object = None, csr_der: bytes | None = None
+) -> x509.Certificate:
+    with server.client(label="registry", user=number, password=password) as client:
+        return client.enroll(lambda _: csr_der or make.csr(key, subject=make.name("whatever")))
+
+
+def status(attempt: Callable[[], object]) -> int:
+    try:
+        attempt()
+    except Refused as refused:
+        return refused.status
+    return 200
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = servers.init(tmp_path_factory.mktemp("registry") / "instance")
+    with servers.running(made):
+        yield made
+
+
+def test_R39_a_device_enrols_once_with_its_secret(server: Server) -> None:
+    """R39: a secret works once; the same request gets the same certificate again, another one nothing, at no cost of
+    the token's; a new secret works again."""
+    add(server, "A1")
+    one, key = secret(server, "A1"), make.key()
+    first = enroll(server, "A1", one, key=key)
+    assert first.subject == make.name("A1")
+    san = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(name.value) for name in san] == ["A1.devices.example.com", "urn:dev:A1"]
+    signatures = server.metric("estd_sign_seconds_count")
+    assert enroll(server, "A1", one, key=key) == first
+    assert status(lambda: enroll(server, "A1", one)) == 401
+    assert server.metric("estd_sign_seconds_count") == signatures
+    assert shown(server, "A1")["secret"].startswith("used ")  # type: ignore[attr-defined]
+    assert shown(server, "A1")["certificates"] == [server.rows()[-1].serial.hex()]
+    second = enroll(server, "A1", secret(server, "A1"))
+    assert second.serial_number != first.serial_number
+    assert one not in server.log_path.read_text()
+
+
+def test_a_registered_device_enrols_with_its_factorys_certificate(server: Server) -> None:
+    """R20: no row, no certificate; with one, the names that the rule makes; disabled, nothing any more, on the
+    connection that is open too."""
+    with server.client(label="registry", cert=server.idevid_files) as client:
+        csr_der = make.csr(subject=make.name("boss"))
+        with pytest.raises(Refused, match="not in the registry") as unknown:
+            client.enroll(lambda _: csr_der)
+        assert unknown.value.status == 403
+        add(server, "DEMO-0001")
+        assert status(lambda: client.enroll(lambda _: csr_der)) == 403, "a row of another manufacturer"
+        add(server, "DEMO-0001", manufacturer=MAKER)
+        own = client.enroll(lambda _: csr_der)
+        assert own.subject == make.name("DEMO-0001.devices.example.com")
+        estd(server, "device", "disable", "DEMO-0001", "--label", "registry", "--manufacturer", MAKER)
+        signatures = server.metric("estd_sign_seconds_count")
+        assert status(lambda: client.enroll(lambda _: csr_der)) == 403
+        assert server.metric("estd_sign_seconds_count") == signatures
+        estd(server, "device", "enable", "DEMO-0001", "--label", "registry", "--manufacturer", MAKER)
+        assert client.enroll(lambda _: csr_der) == own
+
+
+def test_a_disabled_device_renews_no_more(server: Server, folder: Path) -> None:
+    """A certificate dies with its device's row: at the next request, of the renewed one's too."""
+    add(server, "R1")
+    key = make.key()
+    first = make.Identity(enroll(server, "R1", secret(server, "R1"), key=key), key)
+    names = first.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+    def renew(own: make.Identity, new: object = None) -> x509.Certificate:
+        with server.client(label="registry", cert=own.write(folder, "own")) as client:
+            csr_der = make.csr(new or own.key, subject=own.certificate.subject, san=list(names))
+            return client.enroll(lambda _: csr_der, renew=True)
+
+    new_key = make.key()
+    second = make.Identity(renew(first, new_key), new_key)
+    assert server.rows()[-1].identity == "device:registry//R1"
+    estd(server, "device", "disable", "R1", "--label", "registry")
+    for own in (first, second):
+        with pytest.raises(Refused, match="disabled") as caught:
+            renew(own, make.key())
+        assert caught.value.status == 403
+    estd(server, "device", "enable", "R1", "--label", "registry")
+    renew(second, make.key())
+
+
+def test_wrong_secrets_are_slowed_down(server: Server) -> None:
+    """R39: after some wrong secrets a serial number is told 429 and when to come back, right or wrong, known or not;
+    other devices are not."""
+    add(server, "T1")
+    right = secret(server, "T1")
+    for number in ("T1", "nobody"):
+        answers = [status(lambda: enroll(server, number, "wrong")) for _ in range(WRONG_MAX + 1)]  # noqa: B023
+        assert answers == [401] * WRONG_MAX + [429]
+    with pytest.raises(Refused) as caught:
+        enroll(server, "T1", right)
+    assert caught.value.status == 429
+    assert 0 < int(caught.value.retry_after or 0) <= 60
+    add(server, "T2")
+    enroll(server, "T2", secret(server, "T2"))
+    assert server.metric("estd_rejections_total", reason="throttled") == 3
+
+
+def test_R39_a_curl_device(server: Server, folder: Path) -> None:
+    """R39: curl with openssl enrols with a one-time secret, over TLS 1.2 and 1.3, and OpenSSL judges what it got."""
+    curl = Curl(server, folder)
+    for tls in ("1.2", "1.3"):
+        number = f"CURL-{tls.replace('.', '-')}"
+        add(server, number)
+        login = folder / "login"
+        login.write_text(f'user = "{number}:{secret(server, number)}"\n')
+        _, request = curl.request(number)
+        options = ("-K", login, "--tls-max", tls, *(["--tlsv1.3"] if tls == "1.3" else []))
+        curl.certificate(number, request, curl.send("registry/simpleenroll", request, *options))
+        _, other = curl.request("other")
+        got = curl.send("registry/simpleenroll", other, *options)
+        assert (got.status, got.body) == (401, b"")
+        assert "used" in got.headers["estd-error"]
+
+
+def test_R39_a_bouncycastle_device(server: Server, folder: Path) -> None:
+    """R39: BouncyCastle's client, which shows a password only after a 401, enrols with a one-time secret."""
+    add(server, "BC-1")
+    right = secret(server, "BC-1")
+    first = {"do": "enroll", "subject": "CN=device-1", "label": "registry", "user": "BC-1"}
+    scenarios = {
+        "wrong": {**first, "password": "wrong"},
+        "right": {**first, "password": right},
+        "again": {**first, "password": right},
+    }
+    outcomes = _perform(server, folder, "BcEst", ["bcprov", "bcpkix", "bcutil"], scenarios)
+    assert judge.openssl("x509", "-in", outcomes["right"].certificate, "-noout", "-subject").decode().endswith("BC-1\n")
+    assert outcomes["wrong"].result != "ok"
+    assert outcomes["again"].result != "ok"
+
+
+OTP_CONFIG = """
+[req]
+distinguished_name = dn
+attributes = attributes
+prompt = no
+[dn]
+serialNumber = {number}
+[attributes]
+1.2.840.113549.1.9.16.2.56 = {secret}
+"""
+
+
+def test_R44_an_openssl_device_with_an_otp_challenge(server: Server, folder: Path) -> None:
+    """R39, R44: the secret in the request's otpChallenge, with no HTTP authentication at all; once, and of the device
+    that the request names."""
+    curl = Curl(server, folder)
+    add(server, "OTP-1")
+    add(server, "OTP-2")
+    right = secret(server, "OTP-1")
+
+    def ask(number: str, text: str) -> tuple[Path, int]:
+        (folder / "req.cnf").write_text(OTP_CONFIG.format(number=number, secret=text))
+        key, request = folder / "otp.key", folder / "otp.csr"
+        judge.openssl("genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
+        judge.openssl("req", "-new", "-key", key, "-config", folder / "req.cnf", "-outform", "DER", "-out", request)
+        got = curl.send("registry/simpleenroll", request)
+        if got.status == 200:
+            curl.certificate("otp", request, got)
+        return request, got.status
+
+    assert ask("OTP-1", "wrong")[1] == 401
+    assert ask("OTP-2", right)[1] == 401
+    assert ask("OTP-1", right)[1] == 200
+    assert ask("OTP-1", right)[1] == 401
+    _, plain = curl.request("plain")
+    assert curl.send("registry/simpleenroll", plain).status == 401
+    assert right not in server.log_path.read_text()
+
+
+def test_R39_two_requests_with_one_secret_at_once(server: Server) -> None:
+    """R39: however many keys come with one secret at the same time, one certificate is made."""
+    numbers = [f"RACE-{number}" for number in range(4)]
+    secrets = {}
+    for number in numbers:
+        add(server, number)
+        secrets[number] = secret(server, number)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda number: status(lambda: enroll(server, number, secrets[number])), numbers * 8))
+    assert sorted(answers) == [200] * 4 + [401] * 28
+    for number in numbers:
+        assert sum(row.identity == f"device:registry//{number}" for row in server.rows()) == 1
+
+
+def test_an_import_goes_through_the_running_server(server: Server, folder: Path) -> None:
+    """All or nothing, or the good lines alone; devices enrol meanwhile and afterwards with their secrets."""
+    lines = [f"IMP-{number},registry" for number in range(3000)]
+    bad = folder / "bad.csv"
+    bad.write_text("serial_number,label\n" + "\n".join([*lines, "IMP-1,registry", "IMP-x,nowhere"]) + "\n")
+    said = estd(server, "device", "import", bad, code=1)
+    assert "line 3002: the device 'IMP-1' stands in an earlier line" in said
+    assert "line 3003: there is no [label.nowhere]" in said
+    assert "nothing was imported" in said
+    assert estd(server, "device", "list", "--serial-number", "IMP-") == ""
+    out = folder / "secrets.csv"
+    done = json.loads(estd(server, "device", "import", bad, "--skip-bad", "--secrets-out", out, "--json"))
+    assert (done["added"], done["bad"]) == (3000, 2)
+    assert out.stat().st_mode & 0o777 == 0o600
+    number, _, _, one = out.read_text().splitlines()[-1].split(",")
+    enroll(server, number, one)
+    assert len(estd(server, "device", "list", "--serial-number", "IMP-").splitlines()) == 3000
+    again = estd(server, "device", "import", bad, code=1)
+    assert "line 2: the device 'IMP-0' is in the registry already" in again
+
+
+def test_what_is_not_there_is_said(server: Server) -> None:
+    """A device that the registry does not have: a sentence that says where to look."""
+    for command in ("show", "disable", "enable", "secret"):
+        said = estd(server, "device", command, "nobody", "--label", "registry", code=1)
+        assert "estd device list" in said
+    add(server, "ONCE")
+    assert "already" in estd(server, "device", "add", "ONCE", "--label", "registry", code=1)
+
+
+def test_the_commands_work_while_the_server_is_stopped(folder: Path) -> None:
+    """With no server the command writes the ledger itself, and the server finds what it wrote."""
+    made = servers.init(folder / "instance")
+    add(made, "S1")
+    one = secret(made, "S1")
+    with servers.running(made):
+        enroll(made, "S1", one)
+    assert shown(made, "S1")["secret"].startswith("used ")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("issuers", [1, 2])
+def test_R39_no_kill_parts_a_secret_from_its_certificate(folder: Path, issuers: int) -> None:
+    """R39: issuers, and with several the ledger's process, are killed while devices enrol, each with two copies of its
+    request and an impostor's with another key. In the end each secret is used exactly where one certificate is."""
+    made = servers.init(folder / "instance")
+    made.config.write_text(made.config.read_text().replace("# issuers = 1 ", f"issuers = {issuers} "))
+    count = 60
+    listed, out = folder / "devices.csv", folder / "secrets.csv"
+    listed.write_text("serial_number\n" + "".join(f"K{number}\n" for number in range(count)))
+    estd(made, "device", "import", listed, "--label", "registry", "--secrets-out", out)
+    secrets = {line.split(",")[0]: line.split(",")[3] for line in out.read_text().splitlines()[1:]}
+    held: dict[str, set[bytes]] = {}
+    done = threading.Event()
+
+    def device(number: str) -> None:
+        key = make.key()
+        csr_der, impostor = make.csr(key), make.csr()
+        found = held.setdefault(number, set())
+        for csr in (csr_der, impostor, csr_der) if random.random() < 0.5 else (impostor, csr_der, csr_der):
+            for _ in range(100):
+                try:
+                    found.add(enroll(made, number, secrets[number], csr_der=csr).public_bytes(Encoding.DER))
+                except Refused as refused:
+                    if refused.status == 503:
+                        time.sleep(0.1)
+                        continue
+                except ClientError:
+                    time.sleep(0.1)
+                    continue
+                break
+
+    def kill() -> None:
+        while not done.wait(0.4):
+            victims = [pid for name, pid in made.pids().items() if not name.startswith("edge")]
+            if victims:
+                os.kill(random.choice(victims), signal.SIGKILL)
+            wait_for(made.is_ready, 30)
+
+    with servers.running(made):
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(device, secrets))
+        done.set()
+        killer.join()
+        restarts = made.metric("estd_process_restarts_total")
+    rows = made.rows()
+    assert restarts >= 1
+    used = {
+        one["serial_number"]: one["secret"].startswith("used ")
+        for one in map(json.loads, estd(made, "device", "list", "--json").splitlines())
+    }
+    for number in secrets:
+        recorded = [row.certificate_der for row in rows if row.identity == f"device:registry//{number}"]
+        assert len(recorded) == used[number] == 1, number
+        assert held[number] <= set(recorded), number
+
+
+def test_the_documents_commands_do_what_they_say(folder: Path) -> None:
+    """R39: docs/devices.md, its commands run one after the other as they stand there."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "devices.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 6
+    made = servers.init(folder / "demo")
+    script = "set -e\n" + "".join(blocks).replace("127.0.0.1:8443", f"127.0.0.1:{made.port}")
+    with servers.running(made):
+        done = subprocess.run(["sh", "-c", script], cwd=folder, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert [row.identity for row in made.rows()] == [
+            "device:registry//SN-1001", "device:registry//SN-1002", "device:registry/Demo Manufacturer/DEMO-0001",
+        ]  # fmt: skip
+    judge.chain_holds(made.folder / "ca.pem", folder / "device.pem")
+    assert len((folder / "secrets.csv").read_text().splitlines()) == 3
