@@ -168,7 +168,12 @@ def init(folder: Path, *options: str) -> Server:
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
     """The server while it serves; afterwards it must end by itself with status 0."""
-    server.start()
+    try:
+        server.start()
+    except BaseException:
+        if server.process is not None:
+            server.process.terminate()  # nobody else will
+        raise
     try:
         yield server
     finally:

@@ -20,6 +20,7 @@ from OpenSSL import SSL
 
 from estd.errors import Refused
 from tests import make, servers
+from tests.conftest import program
 from tests.servers import Server, wait_for
 from tests.test_kill import assert_nothing_is_lost
 from tests.test_supervisor import Device, counters, ending, enrol, instance, log_text
@@ -334,3 +335,24 @@ def test_sigterm_during_a_reload_drains_both(folder: Path) -> None:
     assert [device.refused for device in devices] == [[]] * 4
     issued = {int.from_bytes(row.serial, "big") for row in made.rows()}
     assert {serial for device in devices for serial in device.got} == issued
+
+
+def test_a_terminal_that_goes_away_ends_the_server(folder: Path) -> None:
+    """Started by hand, the server gets the same signal when its terminal is closed: it drains and ends."""
+    program("setsid")
+    made = instance(folder / "instance")
+    ours, terminal = os.openpty()
+    made.log_path = made.folder / "serve.log"
+    with made.log_path.open("ab") as log:
+        command = ["setsid", "--ctty", sys.executable, "-m", "estd.cli", "serve", str(made.config)]
+        made.process = subprocess.Popen(command, stdin=terminal, stdout=log, stderr=log)
+    os.close(terminal)
+    with ending(made):
+        wait_for(made.is_ready, 60, lambda: log_text(made))
+        pids = made.pids()
+        reload(made)
+        assert made.pids() != pids
+        os.close(ours)
+        assert made.process is not None
+        assert made.process.wait(timeout=60) == 0
+    assert {"draining", "stopped"} <= {line["event"] for line in made.log_lines()}
