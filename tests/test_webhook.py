@@ -126,7 +126,7 @@ class Scene:
 
 def ask(claim: Claim | None = CLAIM, *, chain: bytes = b"", csr_der: bytes | None = None) -> Any:
     csr_der = csr_der or make.csr()
-    return lambda hook: hook.ask(chain=chain, claim=claim, renewal=False, csr_der=csr_der)
+    return lambda hook: hook.ask(chain=chain, claim=claim, operation="simpleenroll", csr_der=csr_der)
 
 
 def test_what_one_turn_brings_is_one_question(folder: Path, service: Service) -> None:
