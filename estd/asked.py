@@ -11,7 +11,7 @@ from typing import Annotated
 from cryptography import x509
 from cryptography.hazmat import asn1
 
-from estd import der
+from estd import challenges, der
 
 _TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 _CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
@@ -49,7 +49,12 @@ class Asked:
     @property
     def linked(self) -> bool:
         """Whether the request must be linked to its TLS connection (RFC 7030 §3.5)."""
-        return _CHALLENGE_PASSWORD in self.attributes
+        return _CHALLENGE_PASSWORD in self.attributes or self.identity_linking
+
+    @property
+    def identity_linking(self) -> bool:
+        """Whether an estIdentityLinking is heard, which then links alone (RFC 7894 §4)."""
+        return challenges.IDENTITY_LINKING.oid in self.attributes
 
 
 NOTHING = Asked(attributes=frozenset(), template=False)

@@ -48,7 +48,9 @@ class Ledger(Devices, Protocol):
     def find_subject(self, label: str, subject: str) -> Sequence[Row]: ...
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None: ...
     def repeat_keys_since(self, when_ms: int) -> Iterator[tuple[bytes, bytes]]: ...
-    def record(self, rows: Sequence[Row], held: Held, uses: Sequence[Use]) -> Mapping[bytes, LeftOut]: ...
+    def record(
+        self, rows: Sequence[Row], held: Held, uses: Sequence[Use], challenges: Mapping[bytes, bytes]
+    ) -> Mapping[bytes, LeftOut]: ...
     def supersede(self, serials: Sequence[bytes], when: int) -> None: ...
     def store_health(self, slot: int, at: float) -> None: ...
     @property
@@ -163,7 +165,7 @@ class BatchLine:
         certificate, intermediates = client_chain(request.chain) if request.chain else (None, ())
         item.evidence = Evidence(
             label=item.policy.label.name,
-            renewal=request.kind == frames.RENEW,
+            renewal=request.kind in (frames.RENEW, frames.MAY_RENEW),
             certificate=certificate,
             intermediates=intermediates,
             user=request.user,
@@ -235,6 +237,8 @@ class BatchLine:
                 return
         if secret is not None and secret.spent:
             raise registry.spent()
+        if item.request.kind in frames.ASKS:
+            item.issued(b"", b"")
 
     def _for_device(self, item: Item, now: float) -> policy.Renewed:
         """What a registration authority renews."""
@@ -311,7 +315,12 @@ class BatchLine:
             approved = {row.serial: item.verdict for row, item in zip(rows, items, strict=True) if item.verdict}
             held = holding.changes(approved, [item.verdict for item in waiting])
             uses = [use for item, row in zip(items, rows, strict=True) if (use := item.use(row)) is not None]
-            left_out = self._ledger.record(rows, held, uses)
+            challenges = {
+                row.serial: item.request.revocation
+                for row, item in zip(rows, items, strict=True)
+                if item.request.revocation
+            }
+            left_out = self._ledger.record(rows, held, uses, challenges)
         except Exception as error:
             # Whatever was raised: the rows may or may not be there, so no certificate of this batch may leave.
             trouble = Unavailable(Reason.LEDGER_AWAY, "The CA cannot record certificates at the moment.")

@@ -15,7 +15,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials
+from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials, revocation
 from estd.cli_reload import reload_command
 from estd.cli_rollover import ca_group
 from estd.command import READABLE, config_option, json_option, plainly, writer
@@ -137,6 +137,7 @@ def serve_command(file: Path) -> None:
 @click.option("--wait", help="Where the request waits for a person: keep asking for so long, such as 10m.")
 @click.option("--serverkeygen", is_flag=True, help="Have the server make the key, of the kind --key-type.")
 @click.option("--cacerts-only", is_flag=True, help="Fetch the CA's certificates and stop.")
+@click.option("--revocation-challenge", type=READABLE, help="File with a secret: who knows it may have it revoked.")
 @click.option("--out", default="device", show_default=True, help="Writes OUT.key, OUT.pem and OUT.ca.pem.")
 @json_option
 @plainly
@@ -299,12 +300,18 @@ def cert_export(file: Path, since: int | None, until: int | None, out: Any, **qu
 @config_option
 @click.argument("serial", callback=_serial_number)
 @click.option("--reason", type=click.Choice(list(REVOCATION_REASONS)), default="unspecified", show_default=True)
+@click.option(
+    "--challenge-file", type=READABLE, help="Revoke only if the secret in this file is its revocationChallenge."
+)
 @json_option
 @plainly
-def cert_revoke(file: Path, serial: bytes, reason: str, as_json: bool) -> None:
+def cert_revoke(file: Path, serial: bytes, reason: str, challenge_file: Path | None, as_json: bool) -> None:
     """Revoke a certificate: dead at its next request, on connections that are open too."""
     config = load(file)
     row = _row(config, serial)
+    if challenge_file is not None:
+        with Reader(config.ledger) as reader:
+            revocation.prove(reader.revocation_challenge(row.serial), challenge_file.read_bytes())
     with writer(config) as ledger:
         ledger.revoke(row.serial, int(time.time()), REVOCATION_REASONS[reason])
     row = _row(config, serial)

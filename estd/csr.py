@@ -18,10 +18,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from estd import der
+from estd import challenges, der
 from estd.errors import BadRequest, Reason
 
 _CHALLENGE_PASSWORD_DER = der.oid("1.2.840.113549.1.9.7")
+_PKCS_9 = _CHALLENGE_PASSWORD_DER[2:-1]
+"""What the OIDs of both attributes that may link a request begin with, and those of most others."""
 _EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
 _EXTENSION_REQUEST_DER = der.oid("1.2.840.113549.1.9.14")
 _CURVES = {"secp256r1": "ec-p256", "secp384r1": "ec-p384", "secp521r1": "ec-p521"}
@@ -73,15 +75,18 @@ class CertificationRequest(NamedTuple):
     subject: x509.Name
     extensions: x509.Extensions
     challenge_password: bytes | None
+    identity_linking: bytes | None = None
+    """The estIdentityLinking (RFC 7894 §3.3)."""
 
     @property
     def sha256(self) -> bytes:
         return hashlib.sha256(self.csr_der).digest()
 
 
-def has_challenge_password(csr_der: bytes) -> bool:
-    """Whether the bytes may hold a challengePassword: cheap enough for the edge, which does not parse."""
-    return _CHALLENGE_PASSWORD_DER in csr_der
+def may_be_linked(csr_der: bytes) -> bool:
+    """Whether the bytes may hold a challengePassword or an estIdentityLinking: cheap enough for the edge, which does
+    not parse, and one search where there are no attributes."""
+    return _PKCS_9 in csr_der and (_CHALLENGE_PASSWORD_DER in csr_der or challenges.IDENTITY_LINKING.may_be_in(csr_der))
 
 
 def _subject_public_key_info(tbs: bytes) -> bytes:
@@ -183,6 +188,7 @@ def parse(csr_der: bytes) -> CertificationRequest:
             raise BadRequest(Reason.BAD_CSR, "The request has more than one extensionRequest.")
     except UNREADABLE as error:
         raise BadRequest(Reason.BAD_CSR, f"The request's subject or extensions cannot be read: {error}.") from None
+    linked = may_be_linked(csr_der)
     return CertificationRequest(
         csr_der=csr_der,
         spki_der=spki_der,
@@ -190,7 +196,8 @@ def parse(csr_der: bytes) -> CertificationRequest:
         key_bits=key_bits,
         subject=subject,
         extensions=extensions,
-        challenge_password=_challenge_password(request) if has_challenge_password(csr_der) else None,
+        challenge_password=_challenge_password(request, csr_der) if linked else None,
+        identity_linking=challenges.IDENTITY_LINKING.read(csr_der) if linked else None,
     )
 
 
@@ -219,8 +226,10 @@ def _count(request: x509.CertificateSigningRequest, oid: x509.ObjectIdentifier) 
     return sum(one.oid == oid for one in request.attributes)
 
 
-def _challenge_password(request: x509.CertificateSigningRequest) -> bytes | None:
+def _challenge_password(request: x509.CertificateSigningRequest, csr_der: bytes) -> bytes | None:
     """The challengePassword (RFC 2985 §5.4.1, a DirectoryString). A 400 where there are several or it is no string."""
+    if _CHALLENGE_PASSWORD_DER not in csr_der:
+        return None
     try:
         found = [one for one in request.attributes if one.oid == x509.oid.AttributeOID.CHALLENGE_PASSWORD]
     except UNREADABLE:

@@ -2,7 +2,8 @@
 
 It follows from the label and the profiles that its rules lead to; nothing is configured twice. A client is not known
 when it asks, so what is said is what all those profiles want alike, or what the one named `csrattrs_profile` wants.
-csrattrs cannot say "may": what a request may leave out is not said. Pure.
+csrattrs cannot say "may": what a request may leave out is not said, but for RFC 7894's attributes, whose OIDs say
+that they are heard (§4 there). Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from estd import der
+from estd import challenges, der
 from estd.csr import CertificationRequest
 from estd.errors import BadRequest, Reason
 from estd.issuance import key_usage
@@ -63,7 +64,7 @@ class Demands:
     san: bool
     extensions: tuple[Extension, ...]
     attributes: tuple[str, ...]
-    """Attributes of the request (OIDs) whose value the client knows."""
+    """Attributes of the request (OIDs) whose value the client knows; they are not held to `check`, but evaluated."""
     signature_told: bool
     """The client can see which signature fits: the template has no place for it (RFC 9908 §3.4)."""
 
@@ -100,8 +101,13 @@ def demands(label: Label, profiles: Mapping[str, Profile]) -> Demands:
 
 
 def _attributes(label: Label) -> tuple[str, ...]:
-    """The attributes that the label really evaluates and does not do without; RFC 7894's belong here too."""
-    return (CHALLENGE_PASSWORD,) if label.linking == "demanded" else ()
+    """The attributes that the label demands, and those of RFC 7894 that it evaluates."""
+    found = [CHALLENGE_PASSWORD, challenges.IDENTITY_LINKING.oid] if label.linking == "demanded" else []
+    if any(rule.registry is not None and "otpChallenge" in rule.registry.secrets for rule in label.allow):
+        found.append(challenges.OTP.oid)
+    if label.revocation_challenge:
+        found.append(challenges.REVOCATION.oid)
+    return tuple(found)
 
 
 def _takes_common_name(profile: Profile) -> bool:

@@ -10,6 +10,7 @@ keys = ["ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa
 
 [label.registry]
 ca = "root"
+revocation_challenge = true         # docs/challenges.md
 
 [[label.registry.allow]]
 who = "issued"

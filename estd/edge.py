@@ -12,7 +12,7 @@ import time
 
 from aiohttp import web
 
-from estd import csr, der, frames, keygen, metrics, otp, proxy, tls, verdicts, wire
+from estd import challenges, csr, der, frames, keygen, metrics, otp, proxy, revocation, tls, verdicts, wire
 from estd.config import Config
 from estd.credentials import read_header
 from estd.crl_file import CrlBody
@@ -43,6 +43,8 @@ _POSTED = {*ENROLMENTS, "serverkeygen"}
 """What shows the client's certificate to an issuer."""
 _TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
 """What is the same for everybody, and its media type."""
+_FIRST = {frames.ENROLL: frames.MAY_ENROLL, frames.RENEW: frames.MAY_RENEW}
+"""What is asked before a revocationChallenge is hashed."""
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
 _GENERATED = head(wire.KEY_AND_CERTIFICATE_TYPE, "Cache-Control: no-store")
 
@@ -71,6 +73,7 @@ class Edge:
         self._numbers = itertools.count(1)
         self._draining = False
         self._keys = keygen.KeyService(keygen.SoftwareKeys())
+        self._hashing = revocation.Hashing()
         self._has_proxies = bool(config.proxies)
         self._tells_seen = bool(superseding(config.profiles))
         served = [Served(number, label, material, slot, log) for number, label in enumerate(config.labels.values())]
@@ -204,15 +207,17 @@ class Edge:
         if anonymous and not otp.may_have(sent.csr_der):
             raise _no_credential()
         deadline = time.monotonic() + self._config.server.deadline_seconds
-        linked = passed_on is None and csr.has_challenge_password(sent.csr_der)
+        linked = passed_on is None and csr.may_be_linked(sent.csr_der)
         binding = connection.channel_binding() if linked else b""
         verdict = b""
         if served.webhook is not None:
             said = await served.webhook.ask(chain=chain, claim=claim, operation=operation, csr_der=sent.csr_der)
             verdict = verdicts.pack(said) if said is not None else b""
+        challenge = challenges.REVOCATION.read(sent.csr_der) if label.revocation_challenge else None
 
         async def ask(kind: int, csr_der: bytes) -> frames.Answer:
             link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(csr_der) % len(self._links)]
+            kept = await self._hashing.hashed(challenge) if challenge is not None and kind not in frames.ASKS else b""
             given = await link.ask(
                 Request(
                     id=0,
@@ -227,6 +232,7 @@ class Edge:
                     peer=(request.remote or "") if label.approval.held != "off" else "",
                     claim=pack_claim(claim),
                     verdict=verdict,
+                    revocation=kept,
                 )
             )
             seen.identity = given.identity or seen.identity
@@ -240,7 +246,9 @@ class Edge:
         if operation == "serverkeygen":
             given, private_key = await self._keys.serve(sent.csr_der, served.generated, ask)
             return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
-        given = await ask(ENROLMENTS[operation], sent.csr_der)
+        kind = ENROLMENTS[operation]
+        before = await ask(_FIRST[kind], sent.csr_der) if challenge is not None else None
+        given = before if before is not None and before.payload else await ask(kind, sent.csr_der)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
     def _passed_on(self, request: web.BaseRequest, served: Served, chain: bytes) -> bytes | None:

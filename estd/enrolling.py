@@ -6,7 +6,7 @@ import ipaddress
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
-from estd import device_keys
+from estd import asked, challenges, device_keys
 from estd.client import Access, EstClient, pem_of
 from estd.errors import ClientError, Refused
 from estd.toml_table import duration
@@ -55,17 +55,24 @@ class Options:
     cacerts_only: bool
     serverkeygen: bool
     out: str
+    revocation_challenge: Path | None = None
 
 
 def make_csr(
-    key: device_keys.Key, subject: x509.Name, san: x509.SubjectAlternativeName | None, challenge_password: bytes | None
+    key: device_keys.Key,
+    subject: x509.Name,
+    san: x509.SubjectAlternativeName | None,
+    challenge_password: bytes | None,
+    more: Sequence[tuple[str, bytes]] = (),
 ) -> bytes:
-    """A PKCS#10 request, DER."""
+    """A PKCS#10 request, DER; `more` are OIDs of attributes with their strings, UTF-8."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
     if san is not None:
         builder = builder.add_extension(san, critical=not subject.rdns)
     if challenge_password is not None:
         builder = builder.add_attribute(x509.oid.AttributeOID.CHALLENGE_PASSWORD, challenge_password)
+    for oid, value in more:
+        builder = builder.add_attribute(x509.ObjectIdentifier(oid), value)
     algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) else None
     return builder.sign(key, algorithm).public_bytes(Encoding.DER)
 
@@ -90,10 +97,16 @@ def enroll(options: Options) -> dict[str, Any]:
         if options.cacerts_only:
             return done
         key, subject, san = _wanted(options)
-        done["linked"] = options.link or _must_link(client)
+        told = _told(client)
+        done["linked"] = options.link or told.linked
+        more = []
+        if options.revocation_challenge is not None:
+            more.append((challenges.REVOCATION.oid, options.revocation_challenge.read_bytes().rstrip(b"\r\n")))
 
         def request(binding: bytes | None) -> bytes:
-            return make_csr(key, subject, san, binding)
+            if binding is not None and told.identity_linking:  # unambiguous, so a challengePassword is left out
+                return make_csr(key, subject, san, None, [(challenges.IDENTITY_LINKING.oid, binding), *more])
+            return make_csr(key, subject, san, binding, more)
 
         certified: PrivateKeyTypes = key
         if options.serverkeygen:
@@ -137,12 +150,12 @@ def _ask(
             waits = refusal
 
 
-def _must_link(client: EstClient) -> bool:
-    """Whether the server's csrattrs demands linking. A server that does not tell may still refuse the request."""
+def _told(client: EstClient) -> asked.Asked:
+    """What the server's csrattrs asks for. A server that does not tell may still refuse the request."""
     try:
-        return client.csrattrs().linked
+        return client.csrattrs()
     except Refused:
-        return False
+        return asked.NOTHING
 
 
 def _wanted(options: Options) -> tuple[device_keys.Key, x509.Name, x509.SubjectAlternativeName | None]:

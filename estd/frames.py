@@ -14,9 +14,14 @@ ENROLL, RENEW, CANCEL, SEEN = 1, 2, 3, 4
 MAY, KEYGEN = 16, 17
 """serverkeygen: whether the client may have such a certificate, with a key that stands for the one to come; and the
 request with the key that the edge made."""
+MAY_ENROLL, MAY_RENEW = 18, 19
+"""Whether the client may have such a certificate, before its edge hashes a revocationChallenge: the answer is the
+certificate of the same request sent before, or nothing."""
+ASKS = frozenset({MAY, MAY_ENROLL, MAY_RENEW})
+"""What an issuer answers without issuing."""
 
 _REQUEST = struct.Struct("<IQBBHhdHBII")
-_MORE = struct.Struct("<HB")
+_MORE = struct.Struct("<HBB")
 _ANSWER = struct.Struct("<IQHBHHB")
 _LENGTH = struct.Struct("<I")
 FRAME_MAX = 4 << 20
@@ -47,10 +52,12 @@ class Request(NamedTuple):
     """A serial number and the SHA-256 of a one-time secret (`devices.pack_claim`), which the issuer judges."""
     verdict: bytes = b""
     """What the webhook said of this request (`verdicts.pack`); empty where none was asked."""
+    revocation: bytes = b""
+    """What is kept of its revocationChallenge (`revocation.hashed`), where the label takes one."""
 
 
 _MORE_FROM = Request._fields.index("peer")
-_NO_MORE = ("", b"", b"")
+_NO_MORE = ("", b"", b"", b"")
 """The last fields of most requests."""
 
 
@@ -72,7 +79,8 @@ def pack_request(request: Request) -> bytes:
     more = b""
     if request[_MORE_FROM:] != _NO_MORE:
         peer = request.peer.encode()
-        more = b"".join((_MORE.pack(len(request.claim), len(peer)), request.claim, peer, request.verdict))
+        head = _MORE.pack(len(request.claim), len(peer), len(request.revocation))
+        more = b"".join((head, request.claim, peer, request.revocation, request.verdict))
     tail = b"".join((user, request.binding, request.chain, more, request.csr_der))
     head = _REQUEST.pack(
         _REQUEST.size - 4 + len(tail), request.id, request.kind, request.user is not None, request.label,
@@ -108,16 +116,20 @@ def _with_more(request: Request, more: bytes) -> Request:
     """The request with the evidence that few have."""
     if len(more) < _MORE.size:
         raise FrameError("a request's further evidence shorter than its head")
-    claim_len, peer_len = _MORE.unpack_from(more)
+    claim_len, peer_len, revocation_len = _MORE.unpack_from(more)
     claim_end = _MORE.size + claim_len
     peer_end = claim_end + peer_len
-    if peer_end > len(more):
+    revocation_end = peer_end + revocation_len
+    if revocation_end > len(more):
         raise FrameError("lengths inside a request exceed it")
     try:
         peer = more[claim_end:peer_end].decode()
     except UnicodeDecodeError:
         raise FrameError("an address that is not UTF-8") from None
-    return request._replace(claim=more[_MORE.size : claim_end], peer=peer, verdict=more[peer_end:])
+    return request._replace(
+        claim=more[_MORE.size : claim_end], peer=peer, revocation=more[peer_end:revocation_end],
+        verdict=more[revocation_end:],
+    )  # fmt: skip
 
 
 def pack_cancel(number: int) -> bytes:

@@ -131,6 +131,8 @@ class Label:
     """Whether a re-enrolment may ask for other names by ChangeSubjectName (RFC 6402 §2.8)."""
     expired_seconds: int = 0
     """How long after its notAfter a certificate of ours still renews itself."""
+    revocation_challenge: bool = False
+    """Whether a request's revocationChallenge (RFC 7894 §3.2) is kept, hashed, beside its certificate."""
 
 
 def _oid(text: str) -> str:
@@ -293,6 +295,7 @@ def read_label(name: str, table: Table) -> Label:
         proxies=table.strings("proxies", ()),
         change_names=table.flag("change_names", False),
         expired_seconds=table.seconds("expired_window", "0s"),
+        revocation_challenge=table.flag("revocation_challenge", False),
     )
     if label.enforce_csrattrs and label.csrattrs == "off":
         table.wrong("enforce_csrattrs", 'has nothing to enforce: set csrattrs to "legacy", "template" or "both"')

@@ -20,12 +20,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from estd import ledger_crls, ledger_devices, ledger_requests, ledger_subjects
+from estd import ledger_challenges, ledger_crls, ledger_devices, ledger_requests, ledger_subjects
 from estd.devices import Device, DeviceKey, Use
 from estd.issuance import serial_floor
 from estd.ledger_crls import CrlRecord, Crls
 from estd.ledger_requests import NOTHING_HELD, Decision, Held, Requests
 
+NO_CHALLENGES: Mapping[bytes, bytes] = {}
 LeftOut = Literal["withdrawn", "spent"]
 """Why a certificate was not recorded: its approval was withdrawn, or its one-time secret used by another."""
 
@@ -52,6 +53,7 @@ MIGRATIONS: tuple[str, ...] = (
     ledger_crls.SCHEMA,
     ledger_requests.SCHEMA,
     ledger_devices.SCHEMA,
+    ledger_challenges.SCHEMA,
 )
 """Numbered by their place; `PRAGMA user_version` says how many a file has had. Never edited once released."""
 
@@ -156,6 +158,11 @@ class Reader:
     def find_subject(self, label: str, subject: str) -> list[Row]:
         """What a label issued last for a subject (RFC 4514), newest first; see ledger_subjects."""
         return [Row(*found) for found in ledger_subjects.find(self._db, label, subject)]
+
+    def revocation_challenge(self, serial: bytes) -> bytes | None:
+        """What is kept of the revocationChallenge that a certificate was issued with (`revocation.hashed`)."""
+        self._must_have(ledger_challenges.SCHEMA)
+        return ledger_challenges.find(self._db, serial)
 
     def find_repeat(self, repeat_key: bytes, when_ms: int) -> Row | None:
         """The unrevoked certificate that was issued in that millisecond for a request with that key."""
@@ -272,12 +279,17 @@ class Writer(Reader):
         ledger_subjects.keep(self._db, labels)
 
     def record(
-        self, rows: Sequence[Row], held: Held = NOTHING_HELD, uses: Sequence[Use] = ()
+        self,
+        rows: Sequence[Row],
+        held: Held = NOTHING_HELD,
+        uses: Sequence[Use] = (),
+        challenges: Mapping[bytes, bytes] = NO_CHALLENGES,
     ) -> Mapping[bytes, LeftOut]:
         """All rows or none, on disk when it returns. Raises LedgerBroken, after which nothing more is written.
 
         `held` is what the batch changes about requests that wait for a person, `uses` the one-time secrets that it
-        uses. Returns the serials that were left out, each with why; for those nothing is changed."""
+        uses, `challenges` by serial what is kept of revocationChallenges. Returns the serials that were left out, each
+        with why; for those nothing is changed."""
         left_out: dict[bytes, LeftOut] = {}
         with self._transaction() as connection:
             if uses:
@@ -287,6 +299,8 @@ class Writer(Reader):
                 ledger_devices.give_back(connection, [one for one in uses if one.certificate in withdrawn])
                 left_out.update(dict.fromkeys(withdrawn, "withdrawn"))
             connection.executemany(_INSERT, [row for row in rows if row.serial not in left_out] if left_out else rows)
+            if challenges:
+                ledger_challenges.add(connection, [one for one in challenges.items() if one[0] not in left_out])
         return left_out
 
     def decide(self, number: int, seen: str, decision: Decision) -> bool:

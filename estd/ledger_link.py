@@ -17,7 +17,7 @@ from typing import Any
 
 from estd import metrics
 from estd.devices import DeviceKey, Use
-from estd.ledger import LedgerBroken, LedgerError, LeftOut, Reader, Row, Writer
+from estd.ledger import NO_CHALLENGES, LedgerBroken, LedgerError, LeftOut, Reader, Row, Writer
 from estd.ledger_crls import CrlRecord
 from estd.ledger_requests import DECISIONS, NOTHING_HELD, Decision, Held, Waiting
 
@@ -88,7 +88,9 @@ class WriterService:
         rows = [_row_in(row) for message in batches for row in message["rows"]]
         held = _held_in(batches)
         uses = [_use_in(use) for message in batches for use in message.get("uses", ())]
-        left_out = self._writer.record(rows, held, uses) if rows or held is not NOTHING_HELD else {}
+        kept = {serial: one for message in batches for serial, one in message.get("challenges", {}).items()}
+        challenges = {bytes.fromhex(serial): bytes.fromhex(one) for serial, one in kept.items()}
+        left_out = self._writer.record(rows, held, uses, challenges) if rows or held is not NOTHING_HELD else {}
         recorded: dict[str, Any] = {"ok": True}
         if left_out:
             recorded["left_out"] = {serial.hex(): why for serial, why in left_out.items()}
@@ -176,13 +178,19 @@ class RemoteWriter(Reader):
         return bytes(data)
 
     def record(
-        self, rows: Sequence[Row], held: Held = NOTHING_HELD, uses: Sequence[Use] = ()
+        self,
+        rows: Sequence[Row],
+        held: Held = NOTHING_HELD,
+        uses: Sequence[Use] = (),
+        challenges: Mapping[bytes, bytes] = NO_CHALLENGES,
     ) -> Mapping[bytes, LeftOut]:
         message: dict[str, Any] = {"do": "record", "rows": [_row_out(row) for row in rows]}
         if held is not NOTHING_HELD:
             message["held"] = _held_out(held)
         if uses:
             message["uses"] = [_use_out(use) for use in uses]
+        if challenges:
+            message["challenges"] = {serial.hex(): one.hex() for serial, one in challenges.items()}
         return {bytes.fromhex(serial): why for serial, why in self._ask(message).get("left_out", {}).items()}
 
     def decide(self, number: int, seen: str, decision: Decision) -> bool:

@@ -4,38 +4,19 @@ from __future__ import annotations
 
 from cryptography import x509
 
-from estd import der, names
+from estd import challenges, names
 from estd.csr import UNREADABLE
 from estd.errors import BadRequest, Reason
-
-OID = "1.2.840.113549.1.9.16.2.56"
-_OID = x509.ObjectIdentifier(OID)
-_OID_DER = der.oid(OID)
-_MAX = 255
-"""Characters: ub-aa-otpChallenge."""
 
 
 def may_have(csr_der: bytes) -> bool:
     """Whether the bytes may hold one: cheap enough for the edge, which does not parse."""
-    return _OID_DER in csr_der
+    return challenges.OTP.may_be_in(csr_der)
 
 
 def challenge(csr_der: bytes) -> bytes | None:
-    """The otpChallenge of a request, a DirectoryString; None without. A 400 where there are several, or it is none."""
-    if not may_have(csr_der):
-        return None
-    try:
-        found = [one for one in x509.load_der_x509_csr(csr_der).attributes if one.oid == _OID]
-    except UNREADABLE:
-        raise BadRequest(Reason.BAD_CSR, "The request's attributes cannot be read.") from None
-    if not found:
-        return None
-    if len(found) > 1:
-        raise BadRequest(Reason.BAD_CSR, "The request has more than one otpChallenge.")
-    value = bytes(found[0].value)
-    if not 1 <= len(value) <= _MAX:
-        raise BadRequest(Reason.BAD_CSR, f"The otpChallenge has not 1 to {_MAX} characters.")
-    return value
+    """The otpChallenge of a request, in UTF-8; None without. A 400 where there are several, or it is no string."""
+    return challenges.OTP.read(csr_der)
 
 
 def names_beside(csr_der: bytes) -> names.Names:

@@ -201,26 +201,29 @@ def _renamed(label: Label, request: CertificationRequest, current: names.Names, 
 
 
 def _check_linking(label: Label, evidence: Evidence, request: CertificationRequest) -> None:
-    """RFC 7030 §3.5 and RFC 9148 §3: a challengePassword carries the base64 of this TLS connection's binding value.
+    """RFC 7030 §3.5 and RFC 9148 §3: a challengePassword carries the base64 of this TLS connection's binding value, or
+    an estIdentityLinking does (RFC 7894 §3.3), beside which a challengePassword is not for linking.
 
     We read §3.5 as: whatever is in the attribute must be that value, where the label accepts linking at all; a value
     that is something else is as wrong as one of another connection.
     """
-    given = request.challenge_password
     if label.linking == "off":
         return
+    given, carrier = request.identity_linking, "estIdentityLinking"
+    if given is None:
+        given, carrier = request.challenge_password, "challengePassword"
     if given is None:
         if label.linking == "demanded":
             raise BadRequest(
                 Reason.LINKING,
                 "This label demands linked proof of possession: put the base64 of tls-unique (TLS 1.2) or of the "
-                "EXPORTER-Channel-Binding (TLS 1.3) into the request's challengePassword.",
+                "EXPORTER-Channel-Binding (TLS 1.3) into the request's challengePassword or estIdentityLinking.",
             )
         return
     expected = base64.b64encode(evidence.binding)
     if not evidence.binding or not hmac.compare_digest(expected, given):
         raise BadRequest(
-            Reason.LINKING, "The request's challengePassword is not the channel-binding value of this TLS connection."
+            Reason.LINKING, f"The request's {carrier} is not the channel-binding value of this TLS connection."
         )
 
 

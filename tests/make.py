@@ -39,9 +39,10 @@ def csr(
     san: Sequence[x509.GeneralName] = (),
     extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
     challenge_password: bytes | None = None,
+    attributes: Sequence[tuple[str, bytes]] = (),
     algorithm: hashes.HashAlgorithm | None = None,
 ) -> bytes:
-    """A PKCS#10 request, DER: by default P-256 and CN=device-1."""
+    """A PKCS#10 request, DER: by default P-256 and CN=device-1; `attributes` are OIDs with strings."""
     signer = signer or key()
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject if subject is not None else name())
     if san:
@@ -50,6 +51,8 @@ def csr(
         builder = builder.add_extension(value, critical)
     if challenge_password is not None:
         builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, challenge_password)
+    for oid, text in attributes:
+        builder = builder.add_attribute(x509.ObjectIdentifier(oid), text)
     if algorithm is None and isinstance(signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         algorithm = hashes.SHA256()
     return builder.sign(signer, algorithm).public_bytes(Encoding.DER)

@@ -16,16 +16,19 @@ LINES_MAX = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "costs", "demo_devices", "demo_renewal", "der", "device_keys", "devices", "doors", "durable", "errors",
-        "frames", "ledger_crls", "ledger_requests", "ledger_subjects", "name_map", "ras", "repeats", "rollover_toml",
-        "starting", "tls", "toml_table", "verdicts",
+        "frames", "ledger_challenges", "ledger_crls", "ledger_requests", "ledger_subjects", "name_map", "ras",
+        "repeats", "rollover_toml", "starting", "tls", "toml_table", "verdicts",
     ),
     (
-        "asked", "credentials", "crl", "crl_plan", "csr", "device_rules", "http", "ledger_devices", "markup",
-        "metrics", "proxy_settings", "reload_report", "sizing", "sockets", "transition", "wire",
+        "challenges", "credentials", "crl", "crl_plan", "device_rules", "http", "ledger_devices", "markup", "metrics",
+        "proxy_settings", "reload_report", "revocation", "sizing", "sockets", "transition", "wire",
     ),
-    ("cli_reload", "cli_size", "client", "issuer_link", "labels", "logs", "proxy", "requests_page"),
-    ("config", "enrolling", "issuance", "keygen", "names"),
-    ("crl_file", "crl_list", "csrattrs", "generation", "given_names", "identify", "ledger", "otp", "renaming"),
+    ("asked", "cli_reload", "cli_size", "csr", "issuer_link", "labels", "logs", "proxy", "requests_page"),
+    ("client", "config", "issuance", "keygen", "names"),
+    (
+        "crl_file", "crl_list", "csrattrs", "enrolling", "generation", "given_names", "identify", "ledger", "otp",
+        "renaming",
+    ),
     ("crl_keeper", "device_file", "instance", "ledger_link", "registry", "superseding", "supervisor"),
     ("command", "exposition", "importing", "ledger_process", "policy", "requests_desk"),
     ("admin", "admission", "cli_device", "cli_requests", "enquiry", "holding", "material", "registrar"),
@@ -67,6 +70,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "ledger_requests": "its part about requests that wait for a person",
         "ledger_devices": "the registry's tables in it",
         "ledger_subjects": "one of its indexes",
+        "ledger_challenges": "its table of hashed revocation challenges",
     },
     "prometheus_client": {"admin": "the text format", "exposition": "the families"},
     "OpenSSL": {
@@ -85,7 +89,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 PURE = (
     "asked", "csr", "csrattrs", "wire", "names", "policy", "proxy", "registrar", "renaming", "identify", "issuance",
     "der", "repeats", "frames", "crl_list", "costs", "sizing", "devices", "name_map", "given_names", "registry",
-    "verdicts", "otp", "device_rules",
+    "verdicts", "otp", "device_rules", "challenges",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",

@@ -92,6 +92,7 @@ class DictLedger:
         self.after: Callable[[], None] = lambda: None
         self.finding: Callable[[], None] = lambda: None
         self.records = 0
+        self.challenges: dict[bytes, bytes] = {}
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.executescript(ledger_requests.SCHEMA)
 
@@ -122,8 +123,12 @@ class DictLedger:
     def requests(self) -> Requests:
         return Requests(self.db)
 
-    def record(self, rows: Sequence[Row], held: Held, uses: Sequence[Use]) -> Mapping[bytes, LeftOut]:
+    def record(
+        self, rows: Sequence[Row], held: Held, uses: Sequence[Use], challenges: Mapping[bytes, bytes]
+    ) -> Mapping[bytes, LeftOut]:
         assert not uses  # nobody here has a one-time secret
+        assert not challenges.keys() - {row.serial for row in rows}
+        self.challenges |= challenges
         self.records += 1
         self.before()
         withdrawn = ledger_requests.change(self.db, held)
@@ -347,6 +352,22 @@ def test_a_repeat_costs_no_signature(scene: Scene) -> None:
     assert len(scene.token.signed) == 1
     assert scene.ledger.records == 1
     assert scene.count(metrics.REPEATED) == 3
+
+
+def test_R44_what_is_asked_first_issues_nothing(scene: Scene) -> None:
+    """R44: before a revocationChallenge is hashed the issuer says who may not, at no cost of the token's; then the hash
+    is recorded with the certificate, and the same request is answered with that one when it is asked first again."""
+    request = asks()
+    first = request._replace(kind=frames.MAY_ENROLL)
+    assert [one[1:] for one in scene.line.run([first])] == [(200, 0, 0, "basic:factory", b"", b"")]
+    assert refused(*scene.act(first._replace(user=None))) == [(401, Reason.NO_CREDENTIAL)]
+    assert (scene.token.signed, scene.ledger.records) == ([], 0)
+    (given,) = scene.act(request._replace(revocation=b"hash"))
+    assert scene.ledger.challenges == {given.serial: b"hash"}
+    assert scene.act(first) == [given]
+    scene.act(asks())
+    assert scene.ledger.challenges == {given.serial: b"hash"}
+    assert refused(*scene.act(first._replace(kind=frames.MAY_RENEW))) == [(403, Reason.NOT_ISSUED)]
 
 
 def test_a_repeat_after_its_window_is_a_new_request(scene: Scene) -> None:

@@ -82,6 +82,7 @@ def outcomes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "cacerts-label": {"do": "cacerts", "label": "sites"},
         "csrattrs-asking": {"do": "csrattrs", "label": "asking", "tls": "TLSv1.3"},
         "csrattrs-enforced": {"do": "csrattrs", "label": "enforced", "tls": "TLSv1.2"},
+        "csrattrs-challenged": {"do": "csrattrs", "label": "challenged"},
         "csrattrs-closed": {"do": "csrattrs", "label": "closed"},
         "csrattrs-silent": {"do": "csrattrs", "label": "silent"},
         "nobody": first,
@@ -186,11 +187,12 @@ def test_R20_bouncycastle_is_told_401(outcomes: dict[str, Outcome], stem: str) -
     [
         ("csrattrs-asking", {"1.2.840.113549.1.9.7", "1.2.840.10045.2.1", "1.2.840.113549.1.9.16.2.61"}),
         ("csrattrs-enforced", {"1.2.840.10045.2.1", "1.2.840.113549.1.9.14", "1.2.840.10045.4.3.3"}),
+        ("csrattrs-challenged", {"1.2.840.113549.1.9.7", *(f"1.2.840.113549.1.9.16.2.{arc}" for arc in (56, 57, 58))}),
         ("csrattrs-closed", set()),
     ],
 )
-def test_R35_R36_R43_bouncycastle_reads_csrattrs(outcomes: dict[str, Outcome], stem: str, named: set[str]) -> None:
-    """R35, R36, R43: the list, both forms, and nothing to say, without a credential."""
+def test_R35_R36_R43_R44_bouncycastle_reads_csrattrs(outcomes: dict[str, Outcome], stem: str, named: set[str]) -> None:
+    """R35, R36, R37, R43, R44: the list, both forms, RFC 7894's attributes and nothing to say, without a credential."""
     outcome = outcomes[stem]
     assert outcome.result == "ok", outcome.why
     told = (outcome.folder / f"{stem}.txt").read_text().strip("[]").split(", ")

@@ -57,6 +57,7 @@ REQUESTS = st.builds(
     peer=st.text(st.characters(codec="ascii"), max_size=45),
     claim=st.binary(max_size=100),
     verdict=st.binary(max_size=500),
+    revocation=st.binary(max_size=48),
 )
 ANSWERS = st.builds(
     Answer,
