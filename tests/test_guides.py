@@ -36,6 +36,7 @@ def run(guide: str, server: Server, folder: Path) -> str:
 
 
 GUIDES = {
+    "challenges.md": ("the caller is not the owner", "is revoked since", "again.pem"),
     "csrattrs.md": ("X509v3 Extended Key Usage", ":commonName", '"linked": false', '"subject": "CN=device-3"'),
     "serverkeygen.md": ("sensor.pem: OK", "the key fits", "subject=CN = sensor-2"),
 }
