@@ -21,16 +21,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "asked", "credentials", "crl", "crl_plan", "csr", "device_rules", "http", "ledger_devices", "markup",
-        "metrics", "proxy_settings", "reload_report", "sizing", "sockets", "transition", "wire",
+        "metrics", "proxy_settings", "reload_report", "renewal_info", "sizing", "sockets", "transition", "wire",
     ),
     ("cli_reload", "cli_size", "client", "issuer_link", "labels", "logs", "proxy", "requests_page"),
     ("config", "enrolling", "issuance", "keygen", "names"),
     ("crl_file", "crl_list", "csrattrs", "generation", "given_names", "identify", "ledger", "otp", "renaming"),
     ("crl_keeper", "device_file", "instance", "ledger_link", "registry", "superseding", "supervisor"),
     ("command", "exposition", "importing", "ledger_process", "policy", "requests_desk"),
-    ("admin", "admission", "cli_device", "cli_requests", "enquiry", "holding", "material", "registrar"),
+    ("admin", "admission", "cli_device", "cli_renewal", "cli_requests", "enquiry", "holding", "material", "registrar"),
     ("items", "rollover", "turnover", "webhook"),
-    ("batch", "cli_rollover", "serve", "served"),
+    ("batch", "cli_rollover", "renewal_windows", "serve", "served"),
     ("edge", "issuer"),
     ("checks", "cli_crl", "edge_process"),
     ("child", "cli"),
@@ -85,7 +85,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 PURE = (
     "asked", "csr", "csrattrs", "wire", "names", "policy", "proxy", "registrar", "renaming", "identify", "issuance",
     "der", "repeats", "frames", "crl_list", "costs", "sizing", "devices", "name_map", "given_names", "registry",
-    "verdicts", "otp", "device_rules",
+    "verdicts", "otp", "device_rules", "renewal_info",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",
