@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from cryptography import x509
 
+from estd import renewal_info
 from estd.command import READABLE, json_option, plainly
 
 
@@ -32,6 +33,7 @@ def renewal_info_command(url: str, cert: Path, cacert: Path | None, label: str |
     start, end = (datetime.fromtimestamp(one, UTC) for one in window)
     begun = time.time() >= window.start
     shown = {
+        "id": str(renewal_info.cert_id(certificate)),
         "start": f"{start:%Y-%m-%dT%H:%M:%SZ}",
         "end": f"{end:%Y-%m-%dT%H:%M:%SZ}",
         "ask_again_seconds": again,
