@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials, revocation
 from estd.cli_reload import reload_command
+from estd.cli_renewal import renewal_info_command
 from estd.cli_rollover import ca_group
 from estd.command import READABLE, config_option, json_option, plainly, writer
 from estd.config import Config, load
@@ -321,6 +322,7 @@ def cert_revoke(file: Path, serial: bytes, reason: str, challenge_file: Path | N
 
 main.add_command(cli_crl.crl_group)
 main.add_command(cli_requests.requests_group)
+main.add_command(renewal_info_command)
 main.add_command(reload_command)
 main.add_command(ca_group)
 main.add_command(cli_device.device_group)

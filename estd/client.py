@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_priv
 from cryptography.x509 import verification
 from OpenSSL import SSL
 
-from estd import asked
+from estd import asked, renewal_info
 from estd.errors import ClientError, Refused
 
 _TIMEOUT_SECONDS = 30.0
@@ -195,6 +195,16 @@ class EstClient:
             return asked.read(base64.b64decode(body))
         except ValueError as error:
             raise ClientError(f"the server's csrattrs cannot be read: {error}") from error
+
+    def renewal_info(self, certificate: x509.Certificate) -> tuple[renewal_info.Window, int]:
+        """When a certificate had best be renewed, and after how many seconds to ask again (RFC 9773 §4)."""
+        try:
+            response = self.request("GET", f"renewal-info/{renewal_info.cert_id(certificate)}")
+            window = renewal_info.read_body(self._body(response, "application/json"))
+        except ValueError as error:
+            raise ClientError(f"when to renew this certificate cannot be had: {error}") from error
+        told = response.headers.get("Retry-After", "")
+        return window, int(told) if told.isdecimal() else renewal_info.ASK_SECONDS[1]
 
     def enroll(
         self, make_csr: Callable[[bytes | None], bytes], *, renew: bool = False, link: bool = False

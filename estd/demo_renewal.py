@@ -7,6 +7,7 @@ LABELS = """
 subject = "csr"
 dns = ["*.devices.example.com"]
 supersede = "when-seen"
+renewal_window = ["60%", "80%"]
 
 [label.renewal]
 ca = "root"

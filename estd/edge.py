@@ -12,7 +12,21 @@ import time
 
 from aiohttp import web
 
-from estd import challenges, csr, der, frames, keygen, metrics, otp, proxy, revocation, tls, verdicts, wire
+from estd import (
+    challenges,
+    csr,
+    der,
+    frames,
+    keygen,
+    metrics,
+    otp,
+    proxy,
+    renewal_info,
+    revocation,
+    tls,
+    verdicts,
+    wire,
+)
 from estd.config import Config
 from estd.credentials import read_header
 from estd.crl_file import CrlBody
@@ -29,9 +43,10 @@ from estd.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
+    retry_seconds,
 )
 from estd.frames import Request
-from estd.http import Answer, answer, head, nothing, respond
+from estd.http import Answer, answer, head, json_answer, nothing, respond
 from estd.issuer_link import IssuerLink
 from estd.labels import OPERATIONS, superseding
 from estd.logs import Log
@@ -45,6 +60,8 @@ _TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
 """What is the same for everybody, and its media type."""
 _FIRST = {frames.ENROLL: frames.MAY_ENROLL, frames.RENEW: frames.MAY_RENEW}
 """What is asked before a revocationChallenge is hashed."""
+_WHEN = "renewal-info"
+_ASK_LATER_SECONDS = 60
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
 _GENERATED = head(wire.KEY_AND_CERTIFICATE_TYPE, "Cache-Control: no-store")
 
@@ -93,6 +110,9 @@ class Edge:
                 self._routes[f"{_ROOT}{one.label.name}/crls"] = (one, "crls")
         if default.crl is not None:
             self._routes[_ROOT + "crls"] = (default, "crls")
+        for path, route in list(self._routes.items()):
+            if route[1] == _WHEN:
+                self._routes[path + "/"] = route  # whatever stands behind it names a certificate
         self._known_labels = {one.label.name for one in served}
         self._webhooks = [one.webhook for one in served if one.webhook is not None]
 
@@ -141,26 +161,42 @@ class Edge:
 
     async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.StreamResponse:
         path = request.rel_url.raw_path  # undecoded: %2F is no slash here, as it is none to a proxy in front
-        route = self._routes.get(path)
+        route = self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1])
         if route is None:
             raise self._not_found(path)
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
-        if self._tells_seen and operation not in _POSTED:
+        if operation in _POSTED:
+            if request.method != "POST":
+                raise MethodNotAllowed("POST")
+            return await self._enroll(request, served, operation, seen)
+        if self._tells_seen:
             self._tell_seen(request.get_extra_info("tls"))
-        if operation in _TOLD:
-            if request.method not in ("GET", "HEAD"):
-                raise MethodNotAllowed("GET, HEAD")
-            body = served.told[operation]
-            return nothing() if body is None else answer(body, _TOLD[operation])
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed("GET, HEAD")
+        if operation == _WHEN:
+            return await self._renewal_info(path.rpartition("/")[2], served, seen)
         if operation == "crls" and served.crl is not None:
-            if request.method not in ("GET", "HEAD"):
-                raise MethodNotAllowed("GET, HEAD")
             return answer(served.crl.get(), wire.CRLS_ONLY_TYPE)
-        if request.method != "POST":
-            raise MethodNotAllowed("POST")
-        return await self._enroll(request, served, operation, seen)
+        body = served.told[operation]
+        return nothing() if body is None else answer(body, _TOLD[operation])
+
+    async def _renewal_info(self, text: str, served: Served, seen: _Seen) -> web.StreamResponse:
+        """When the certificate of that name had best be renewed, by an issuer, who has the ledger."""
+        asked = renewal_info.read(text)
+        link = self._links[asked.serial[-1] % len(self._links)]
+        if link.is_half_full:
+            raise Unavailable(
+                Reason.OVERLOADED, "Enrolments come first, and there are many; ask again later.",
+                retry_after=retry_seconds(_ASK_LATER_SECONDS),
+            )  # fmt: skip
+        deadline = time.monotonic() + self._config.server.deadline_seconds
+        given = await link.ask(frames.question(served.number, deadline, asked.key_id, asked.serial))
+        if given.status != 200:
+            raise _refused(given)
+        seen.serial = given.serial.hex()
+        return json_answer(given.payload, given.retry_after)
 
     def _tell_seen(self, connection: tls.TlsConnection) -> None:
         """Once for a connection: its client's certificate was seen, which may supersede the one that it renewed."""
@@ -169,6 +205,9 @@ class Edge:
             self._links[0].tell_seen(chain[: der.element_end(chain, 0)])
 
     def _not_found(self, path: str) -> NotFound:
+        above = path.rpartition("/")[0]
+        if above.endswith(f"/{_WHEN}"):
+            path = above  # not offered here: what stood behind it named a certificate, and it no label
         label, _, operation = path.removeprefix(_ROOT).rpartition("/")
         if not path.startswith(_ROOT):
             return NotFound(Reason.UNKNOWN_OPERATION, f"EST's operations are under {_ROOT}.")
@@ -237,9 +276,7 @@ class Edge:
             )
             seen.identity = given.identity or seen.identity
             if given.status != 200:
-                raise BY_STATUS[given.status](
-                    REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None
-                )
+                raise _refused(given)
             seen.serial = given.serial.hex()
             return given
 
@@ -311,6 +348,12 @@ class Edge:
     async def close(self) -> None:
         for one in self._webhooks:
             await one.close()
+
+
+def _refused(given: frames.Answer) -> EstError:
+    """What an issuer's answer says is wrong."""
+    kind = BY_STATUS[given.status]
+    return kind(REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None)
 
 
 def _no_credential() -> Unauthenticated:

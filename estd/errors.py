@@ -3,11 +3,11 @@
     EstError                  status   reasons
     ├─ Waiting                202      waiting: no refusal, but an answer that is not a certificate yet
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
-    │                                linking bad_http csrattrs decrypt_key proxy
+    │                                linking bad_http csrattrs decrypt_key proxy bad_cert_id
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
     ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused denied proxy
     │                                device_unknown device_disabled secret_spent
-    ├─ NotFound               404      unknown_label unknown_operation
+    ├─ NotFound               404      unknown_label unknown_operation unknown_certificate
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
     ├─ UnsupportedMediaType   415      media_type
@@ -69,6 +69,8 @@ class Reason(StrEnum):
     SECRET_SPENT = "secret_spent"
     THROTTLED = "throttled"
     WEBHOOK_AWAY = "webhook_away"
+    BAD_CERT_ID = "bad_cert_id"
+    UNKNOWN_CERTIFICATE = "unknown_certificate"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ENROLL, RENEW, CANCEL, SEEN = 1, 2, 3, 4
+ENROLL, RENEW, CANCEL, SEEN, WHEN = 1, 2, 3, 4, 5
 MAY, KEYGEN = 16, 17
 """serverkeygen: whether the client may have such a certificate, with a key that stands for the one to come; and the
 request with the key that the edge made."""
@@ -71,7 +71,7 @@ class Answer(NamedTuple):
     identity: str
     serial: bytes
     payload: bytes
-    """The certificate's DER with a status of 200, else the refusal's sentence."""
+    """With a status of 200 the certificate's DER, or what a question asks for; else the refusal's sentence."""
 
 
 def pack_request(request: Request) -> bytes:
@@ -139,6 +139,11 @@ def pack_cancel(number: int) -> bytes:
 def pack_seen(leaf_der: bytes) -> bytes:
     """A client's certificate that was seen without an enrolment; nothing is answered."""
     return pack_request(Request(0, SEEN, 0, 0.0, None, -1, b"", leaf_der, b""))
+
+
+def question(label: int, deadline: float, key_id: bytes, serial: bytes) -> Request:
+    """When the certificate that these two name had best be renewed: answered with renewal-info's body."""
+    return Request(0, WHEN, label, deadline, None, -1, key_id, serial, b"")
 
 
 def pack_answer(answer: Answer) -> bytes:

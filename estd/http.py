@@ -61,6 +61,12 @@ def answer(body: bytes, content_type: str) -> web.Response:
     )
 
 
+def json_answer(body: bytes, retry_after: int) -> web.Response:
+    """A 200 with JSON, which may be another after so many seconds."""
+    headers = {"Server": _SERVER, "Content-Type": "application/json", "Retry-After": str(retry_after)}
+    return web.Response(body=body, headers=headers)
+
+
 def nothing() -> web.Response:
     """A 204."""
     return web.Response(status=204, headers={"Server": _SERVER})

@@ -30,6 +30,7 @@ from estd.ledger import LedgerError, Reader, Writer, wait_for_writer
 from estd.ledger_link import LEDGER_DOOR, RemoteWriter, WriterService, frame
 from estd.logs import Log
 from estd.material import Material, load, read_pin
+from estd.renewal_windows import TOGETHER_MAX, RenewalWindows
 from estd.repeats import Repeats
 from estd.sockets import Frame, FrameServer, Peer
 from estd.starting import Exclusive, Turn
@@ -77,6 +78,7 @@ class IssuerProcess:
         self._index = index
         self._handing_over = handing_over
         self._requests: deque[tuple[Peer, Request]] = deque()
+        self._questions: deque[tuple[Peer, Request]] = deque()
         self._cancelled: set[tuple[Peer, int]] = set()
         self._sighted: deque[bytes] = deque(maxlen=SIGHTINGS_MAX)
         self._draining = False
@@ -113,6 +115,7 @@ class IssuerProcess:
         self._crl_turn = Exclusive(config.run / "crl.lock")
         self._crls: CrlKeeper | None = None
         self._material = material
+        self._windows = RenewalWindows(config, log)
         self._keep_crls()
         for door, listener in listeners.items():
             if door != LEDGER_DOOR or turn.writes:
@@ -164,6 +167,8 @@ class IssuerProcess:
                 self._cancelled.add((peer, request.id))
             elif request.kind == frames.SEEN:
                 self._sighted.append(request.chain)
+            elif request.kind == frames.WHEN:
+                self._questions.append((peer, request))
             else:
                 self._requests.append((peer, request))
 
@@ -184,6 +189,7 @@ class IssuerProcess:
     def _on_gone(self, peer: Peer) -> None:
         """Nobody waits for these any more: what is not signed yet never will be."""
         self._requests = deque(one for one in self._requests if one[0] is not peer)
+        self._questions = deque(one for one in self._questions if one[0] is not peer)
         self._cancelled = {one for one in self._cancelled if one[0] is not peer}
 
     def drain(self, *_: object) -> None:
@@ -202,16 +208,26 @@ class IssuerProcess:
                     return status
                 health_at = now + _HEALTH_SECONDS
             until = health_at if self._crls is None else min(health_at, self._crls.look_at)
-            self._server.poll(0 if self._requests or making_crls else max(0.0, until - time.monotonic()))
+            at_work = self._requests or self._questions or making_crls
+            self._server.poll(0 if at_work else max(0.0, until - time.monotonic()))
             if self._requests:
                 self._gather()
                 if (status := self._batch()) != 0:
                     return status
-            elif self._draining and not self._server.has_unsent:
+            elif self._draining and not self._questions and not self._server.has_unsent:
                 return 0
+            if self._questions:
+                self._answer_questions()
             self._line.settle(self._sighted)
             self._sighted.clear()
             making_crls = self._crls is not None and self._crls.step()
+
+    def _answer_questions(self) -> None:
+        """Some of them, in one go, so that whoever enrolls waits for no more than these."""
+        taken = [self._questions.popleft() for _ in range(min(len(self._questions), TOGETHER_MAX))]
+        answers = self._windows.answer([question for _, question in taken], self._ledger)
+        for (peer, _), given in zip(taken, answers, strict=True):
+            self._server.send(peer, frames.pack_answer(given))
 
     def _gather(self) -> None:
         """Wait a moment for as many as asked beside each other in the last batch: few clients then share a commit and

@@ -84,19 +84,29 @@ class IssuerLink(asyncio.Protocol):
         entry = _Pending(request._replace(id=number), self._loop.create_future())
         pending[number] = entry
         self._slot.set(metrics.QUEUE_DEPTH.at, len(pending))
-        if not self._arrived:
-            self._loop.call_soon(self._work)
-        self._arrived.append(entry)
+        if request.kind == frames.WHEN:  # no CSR to validate
+            entry.validated = True
+            if self._transport is not None:
+                self._deliver(entry)
+        else:
+            if not self._arrived:
+                self._loop.call_soon(self._work)
+            self._arrived.append(entry)
         try:
             return await entry.answer
         except asyncio.CancelledError:
             # The client is gone: what is not signed yet need not be.
-            if entry.delivered and self._transport is not None:
+            if entry.delivered and self._transport is not None and request.kind != frames.WHEN:
                 self._send(frames.pack_cancel(number))
             raise
         finally:
             pending.pop(number, None)
             self._slot.set(metrics.QUEUE_DEPTH.at, len(pending))
+
+    @property
+    def is_half_full(self) -> bool:
+        """What can wait is told to, so that an enrolment finds room."""
+        return 2 * len(self._pending) >= self._queue
 
     def tell_seen(self, leaf_der: bytes) -> None:
         """Hand on a client's certificate that was seen; forgotten where no issuer listens at the moment."""

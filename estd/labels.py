@@ -15,7 +15,16 @@ from estd.device_rules import Hook, RegistryRule
 from estd.name_map import NameMap
 from estd.toml_table import Table, string
 
-OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs", "crls")
+OPERATIONS = (
+    "cacerts",
+    "simpleenroll",
+    "simplereenroll",
+    "fullcmc",
+    "serverkeygen",
+    "csrattrs",
+    "crls",
+    "renewal-info",
+)
 """Names that no label may have (RFC 7030 §3.2.2), whether or not the operation is served."""
 
 LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}")
@@ -36,6 +45,9 @@ EXTENDED_KEY_USAGES = {
     "cmcRA": "1.3.6.1.5.5.7.3.28",
 }
 SUBJECT_ATTRIBUTES = ("CN", "serialNumber", "C", "ST", "L", "O", "OU", "UID", "DC")
+
+RENEWAL_WINDOW = (60, 80)
+"""Percent of a certificate's life between which it had best be renewed, where its profile does not say."""
 
 Source = Literal["none", "identity", "csr"]
 Who = Literal["basic", "certificate", "issued", "ra", "registry", "webhook"]
@@ -71,6 +83,8 @@ class Profile:
     """Whether certificates name where their CA's CRL is, if it says so (ca.NAME.crl_url)."""
     supersede: Literal["never", "when-seen"] = "never"
     """Whether a certificate that was renewed is revoked once the new one has been seen."""
+    renewal_window: tuple[int, int] = RENEWAL_WINDOW
+    """Percent of a certificate's life; what renewal-info suggests lies between (renewal_info.suggest)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +147,8 @@ class Label:
     """How long after its notAfter a certificate of ours still renews itself."""
     revocation_challenge: bool = False
     """Whether a request's revocationChallenge (RFC 7894 §3.2) is kept, hashed, beside its certificate."""
+    renewal_info: bool = True
+    """Whether whoever knows a certificate's serial number may ask when it had best be renewed."""
 
 
 def _oid(text: str) -> str:
@@ -157,6 +173,14 @@ def _names(table: Table, key: str) -> NameRule:
     return table.take(
         key, kind, NameRule(source="none", patterns=()), '"none", "identity", "csr" or a list of patterns'
     )
+
+
+def _percents(value: Any) -> tuple[int, int]:
+    found = [re.fullmatch(r"([0-9]{1,2})%", string(one)) for one in value] if isinstance(value, list) else []
+    low, high = (int(one[1]) for one in found if one)
+    if len(found) != 2 or not 1 <= low < high:
+        raise ValueError
+    return low, high
 
 
 def read_profile(name: str, table: Table) -> Profile:
@@ -187,6 +211,10 @@ def read_profile(name: str, table: Table) -> Profile:
         other_names=table.choice("other_names", "refuse", ("refuse", "replace")),
         crl_distribution_point=table.flag("crl_distribution_point", True),
         supersede=table.choice("supersede", "never", ("never", "when-seen")),
+        renewal_window=table.take(
+            "renewal_window", _percents, RENEWAL_WINDOW,
+            'two percentages of a certificate\'s life, from "1%" to "99%", the smaller first'
+        ),
     )  # fmt: skip
     if profile.validity_seconds is not None and profile.validity_seconds < 60:
         table.wrong("validity", "must be a minute or more")
@@ -296,6 +324,7 @@ def read_label(name: str, table: Table) -> Label:
         change_names=table.flag("change_names", False),
         expired_seconds=table.seconds("expired_window", "0s"),
         revocation_challenge=table.flag("revocation_challenge", False),
+        renewal_info=table.flag("renewal_info", True),
     )
     if label.enforce_csrattrs and label.csrattrs == "off":
         table.wrong("enforce_csrattrs", 'has nothing to enforce: set csrattrs to "legacy", "template" or "both"')

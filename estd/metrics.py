@@ -18,7 +18,7 @@ from estd.errors import REASONS
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0)
-OPERATIONS = ("cacerts", "csrattrs", "simpleenroll", "simplereenroll", "serverkeygen", "crls", "other")
+OPERATIONS = ("cacerts", "csrattrs", "simpleenroll", "simplereenroll", "serverkeygen", "crls", "renewal-info", "other")
 STATUSES = ("200", "202", "204", "400", "401", "403", "404", "405", "413", "415", "429", "500", "503")
 DECIDED = ("approved", "denied")
 STAGES = ("validate", "identify", "parse", "authorise", "prepare", "sign", "commit")
@@ -76,7 +76,7 @@ REQUEST_SECONDS = _family(
 CONNECTIONS = _family("counter", "estd_connections", "TCP connections accepted.")
 HANDSHAKE_FAILURES = _family("counter", "estd_handshake_failures", "TLS handshakes that failed or took too long.")
 CONNECTIONS_OPEN = _family("gauge", "estd_connections_open", "Connections that are open now.")
-QUEUE_DEPTH = _family("gauge", "estd_queue_depth", "Enrolments that an edge has handed on and waits for.")
+QUEUE_DEPTH = _family("gauge", "estd_queue_depth", "Requests that an edge has handed on and waits for.")
 REDELIVERED = _family("counter", "estd_redelivered", "Enrolments handed to an issuer again after one died.")
 CERTIFICATES = _family("counter", "estd_certificates", "Certificates signed and recorded.")
 REPEATED = _family("counter", "estd_repeated", "Repeated requests answered from the ledger.")

@@ -26,6 +26,8 @@ class Served:
         self.generated = keygen.kinds(label, material.config.profiles)
         if self.generated:
             self.operations.append("serverkeygen")
+        if label.renewal_info:
+            self.operations.append("renewal-info")
         self.crl: CrlBody | None = None
         self.proxies = [material.proxies[name] for name in label.proxies]
         self.basic = [

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "challenges", "credentials", "crl", "crl_plan", "device_rules", "http", "ledger_devices", "markup", "metrics",
-        "proxy_settings", "reload_report", "revocation", "sizing", "sockets", "transition", "wire",
+        "proxy_settings", "reload_report", "renewal_info", "revocation", "sizing", "sockets", "transition", "wire",
     ),
     ("asked", "cli_reload", "cli_size", "csr", "issuer_link", "labels", "logs", "proxy", "requests_page"),
     ("client", "config", "issuance", "keygen", "names"),
@@ -31,9 +31,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("crl_keeper", "device_file", "instance", "ledger_link", "registry", "superseding", "supervisor"),
     ("command", "exposition", "importing", "ledger_process", "policy", "requests_desk"),
-    ("admin", "admission", "cli_device", "cli_requests", "enquiry", "holding", "material", "registrar"),
+    ("admin", "admission", "cli_device", "cli_renewal", "cli_requests", "enquiry", "holding", "material", "registrar"),
     ("items", "rollover", "turnover", "webhook"),
-    ("batch", "cli_rollover", "serve", "served"),
+    ("batch", "cli_rollover", "renewal_windows", "serve", "served"),
     ("edge", "issuer"),
     ("checks", "cli_crl", "edge_process"),
     ("child", "cli"),
@@ -89,7 +89,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 PURE = (
     "asked", "csr", "csrattrs", "wire", "names", "policy", "proxy", "registrar", "renaming", "identify", "issuance",
     "der", "repeats", "frames", "crl_list", "costs", "sizing", "devices", "name_map", "given_names", "registry",
-    "verdicts", "otp", "device_rules", "challenges",
+    "verdicts", "otp", "device_rules", "challenges", "renewal_info",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",

@@ -58,3 +58,4 @@ def test_its_commands_do_what_it_says(renewal_server: Server, folder: Path) -> N
     assert any(row.subject == "CN=pump-7" and row.reason == 4 for row in rows)
     assert any(row.identity.startswith("ra:") and row.identity.endswith(" for CN=machine-1") for row in rows)
     assert "machine-1" in shown
+    assert '{"suggestedWindow":{"start":"' in shown
