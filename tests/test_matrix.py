@@ -8,6 +8,7 @@ makes the certificates, the labels and the requests.
 from __future__ import annotations
 
 import base64
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from tests.matrix_world import Counts, KeyFile, World, files, password_of
 from tests.servers import Server, wait_for
 from tests.test_webhook import Service, says
 
+ROOT = Path(__file__).resolve().parent.parent
 DEAD_SECONDS = 5.0
 WORDS = {"allow": says(allow=True), "deny": says(allow=False), "away": lambda _: (500, b"")}
 GRANTED = Counts(rows=1, signatures=1, certificates=1, token_errors=0, rejections=Counter())
@@ -134,6 +136,14 @@ def test_D20_the_token_itself_is_not_asked(run: tuple[list[Told], float]) -> Non
     assert min(granted) >= 1
     assert sum(refused) + sum(granted) - len(granted) <= seconds / PROBE_SECONDS + 1
     assert len(refused) > 10 * seconds / PROBE_SECONDS, "too slow for this witness to tell"
+
+
+def test_D20_the_page_lists_what_is_told() -> None:
+    """docs/authorisation.md has each status and reason of the matrix, and no other."""
+    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", (ROOT / "docs" / "authorisation.md").read_text(), re.MULTILINE)
+    told = {matrix.expected(cell) for cell in matrix.cells()}
+    assert {(int(status), reason) for status, reason in rows} == {one for one in told if one[1]}
+    assert len(set(rows)) == len(rows)
 
 
 # Who is shut out while a connection is kept.
