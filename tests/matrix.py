@@ -27,13 +27,16 @@ class Label:
     linked: bool = False
     enforced: bool = False
     """A request must be as csrattrs says: with the profile's usages."""
+    challenged: bool = False
+    """A request's revocationChallenge is kept beside its certificate."""
     keygen: bool = False
     csrattrs: bool = True
+    renewal_info: bool = True
     proxy: bool = False
 
 
 LABELS: dict[str, Label] = {
-    "closed": Label(csrattrs=False),
+    "closed": Label(csrattrs=False, renewal_info=False),
     "basic": Label(("basic:factory",)),
     "plant": Label(("basic:plant",)),
     "issued": Label(("issued",)),
@@ -49,6 +52,7 @@ LABELS: dict[str, Label] = {
     "approval": Label(("issued", "basic:factory"), approval=True),
     "linked": Label(("ra", "issued", "basic:factory"), linked=True),
     "enforced": Label(("issued", "basic:factory"), enforced=True),
+    "challenged": Label(("issued", "basic:factory"), challenged=True),
     "keys": Label(("issued", "basic:factory"), keygen=True),
     "proxied": Label(("issued", "anchors:maker", "anchors:ours", "basic:factory"), proxy=True),
 }
@@ -161,6 +165,7 @@ WHO: dict[str, Who] = {
 
 ENROLMENTS = ("simpleenroll", "simplereenroll", "serverkeygen")
 PUBLIC = ("cacerts", "csrattrs", "crls")
+"""And renewal-info, which is about a certificate: in this matrix about the one that is shown."""
 WORDS: dict[str, Answer | str] = {"allow": "first", "deny": (403, "not_granted"), "away": (503, "webhook_away")}
 """What the webhook says, or that it says nothing."""
 
@@ -173,7 +178,8 @@ class Cell:
     operation: str
     who: str
     form: str = "plain"
-    """The request: "plain", "linked" to its connection, "fit" as csrattrs says, or for "other names"."""
+    """The request: "plain", "linked" to its connection, "fit" as csrattrs says, with a revocationChallenge
+    ("challenged"), or for "other names"."""
     word: str = "allow"
 
     @property
@@ -206,6 +212,7 @@ def expected(cell: Cell) -> Answer:
     offered = {
         "cacerts": "GET", "crls": "GET", "simpleenroll": "POST", "simplereenroll": "POST",
         **({"csrattrs": "GET"} if label.csrattrs else {}), **({"serverkeygen": "POST"} if label.keygen else {}),
+        **({"renewal-info": "GET"} if label.renewal_info else {}),
     }  # fmt: skip
     if cell.operation not in offered:
         return 404, "unknown_operation"
@@ -213,12 +220,35 @@ def expected(cell: Cell) -> Answer:
         return 405, "method"
     if cell.operation == "csrattrs" and set(label.ways) <= {"issued"}:
         return 204, ""  # no rule names a profile, so nothing is asked for
+    if cell.operation == "renewal-info":
+        return _told_when(cell.shown)
     if cell.operation in PUBLIC:
         return 200, ""
     who, refusal = _evidence(label, cell.shown)
     if refusal:
         return refusal
-    return _decided(label, cell, who)
+    _, found = _way_in(label, cell, who)
+    return _granted(found, label, cell) if isinstance(found, str) else found
+
+
+def identity(cell: Cell) -> str:
+    """How the ledger begins to say who it is that was let in: by the way, so that nobody is taken for another."""
+    label = LABELS[cell.here]
+    who, _ = _evidence(label, cell.shown)
+    kind = _way_in(label, cell, who)[0].partition(":")[0]
+    if kind == "issued":
+        return "device:registry//" if CERTIFICATES[who.certificate].row else "cert:"
+    return {
+        "basic": "basic:factory", "anchors": "idevid:", "registry": "device:registry/Maker/",
+        "secret": "device:registry//SN-", "hook": "webhook:", "ra": "ra:",
+    }[kind]  # fmt: skip
+
+
+def _told_when(who: Who) -> Answer:
+    """Everybody is told about every certificate of the ledger, a dead one too, and about no other."""
+    if not who.certificate:
+        return 400, "bad_cert_id"
+    return (200, "") if CERTIFICATES[who.certificate].under else (404, "unknown_certificate")
 
 
 def _evidence(label: Label, who: Who) -> tuple[Who, Answer | None]:
@@ -237,16 +267,16 @@ def _evidence(label: Label, who: Who) -> tuple[Who, Answer | None]:
     return who, None
 
 
-def _decided(label: Label, cell: Cell, who: Who) -> Answer:
-    """The first way that lets the client in; where none does, the refusal that knows most."""
+def _way_in(label: Label, cell: Cell, who: Who) -> tuple[str, Answer | str]:
+    """The first way that lets the client in, and how; where none does, the refusal that knows most."""
     refusals: list[Answer] = []
     for way in label.ways:
         found = _tried(way, label, cell, who)
         if isinstance(found, str):
-            return _granted(found, label, cell)
+            return way, found
         if found is not None:
             refusals.append(found)
-    return max(refusals, key=lambda one: (one[1] != "cert_unknown", one[0]), default=(401, "cert_unknown"))
+    return "", max(refusals, key=lambda one: (one[1] != "cert_unknown", one[0]), default=(401, "cert_unknown"))
 
 
 def _tried(way: str, label: Label, cell: Cell, who: Who) -> Answer | str | None:
@@ -337,6 +367,9 @@ def _public() -> Iterator[Cell]:
         for operation in PUBLIC:
             for who in ("nobody", "own, revoked") if label in ("", "closed", "proxied") else ("nobody",):
                 yield Cell(label, "GET", operation, who)
+    for label in ("", "closed", "issued", "proxied"):
+        for who in (*_SOME, "idevid", "ours, not in the ledger", "of a device disabled", "of another label"):
+            yield Cell(label, "GET", "renewal-info", who)
 
 
 def _nowhere() -> Iterator[Cell]:
@@ -345,8 +378,8 @@ def _nowhere() -> Iterator[Cell]:
         for label in ("", "closed", "keys"):
             for method, operation in (
                 ("GET", "simpleenroll"), ("PUT", "simplereenroll"), ("GET", "serverkeygen"), ("POST", "cacerts"),
-                ("POST", "csrattrs"), ("POST", "crls"), ("POST", "fullcmc"), ("GET", "fullcmc"), ("POST", "renew"),
-                ("POST", "closed%2Fsimpleenroll"),
+                ("POST", "csrattrs"), ("POST", "crls"), ("POST", "renewal-info"), ("POST", "fullcmc"),
+                ("GET", "fullcmc"), ("POST", "renew"), ("POST", "closed%2Fsimpleenroll"),
             ):  # fmt: skip
                 yield Cell(label, method, operation, who)
     for who in ("nobody", "Basic", "idevid"):
@@ -378,7 +411,8 @@ _KEY_SEEKERS = (
 
 
 _LIKE_OTHERS = (
-    "plant", "slept", "cross", "root", "ra", "approval", "linked", "enforced", "keys", "issued", "anchors", "hooked",
+    "plant", "slept", "cross", "root", "ra", "approval", "linked", "enforced", "challenged", "keys", "issued",
+    "anchors", "hooked",
 )  # fmt: skip
 _SAID_ELSEWHERE = (
     "Bearer", "Basic, unknown user", "Basic of another label", "secret right", "otp right", "the proxy's",
@@ -428,6 +462,8 @@ def _forms(label: Label, who: str, operation: str) -> tuple[str, ...]:
         return ("linked", "plain") if who in (*_SOME, "RA", "idevid") else ("linked",)
     if label.enforced:
         return ("fit", "plain") if who in _SOME else ("fit",)
+    if label.challenged:
+        return ("challenged", "plain") if who in _SOME else ("challenged",)
     if "issued" in label.ways and who in ("own, valid", "RA") and operation != "serverkeygen":
         return "plain", "other names"
     return ("plain",)

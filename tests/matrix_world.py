@@ -29,7 +29,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import config, credentials, importing, otp
+from estd import challenges, config, credentials, importing, renewal_info
 from estd.client import EstClient
 from estd.devices import Device
 from estd.identify import ClientCertificate
@@ -88,7 +88,8 @@ def settings(url: str) -> str:
         lines += ['expired_window = "30d"'] * label.window + ['approval = "first"'] * label.approval
         lines += ['linking = "demanded"'] * label.linked + ["enforce_csrattrs = true"] * label.enforced
         lines += ["serverkeygen = true"] * label.keygen + ['csrattrs = "off"'] * (not label.csrattrs)
-        lines += ['proxies = ["front"]'] * label.proxy
+        lines += ['proxies = ["front"]'] * label.proxy + ["revocation_challenge = true"] * label.challenged
+        lines += ["renewal_info = false"] * (not label.renewal_info)
         for way in label.ways:
             lines += [f"[[label.{name}.allow]]", _WAYS[way].replace("{url}", url)]
             lines += [f"labels = {json.dumps(label.admits)}"] * (way == "issued" and bool(label.admits))
@@ -233,6 +234,11 @@ def _row(identity: Identity, one: Certificate, name: str) -> Row:
 # Asking.
 
 
+_IN_OPEN = 0x20
+_EVENT_BYTES = 16
+"""Of inotify: a file was opened; what tells of it, where the file itself is watched."""
+
+
 class KeyFile:
     """An outside witness of the token: SoftHSM reads the file of a private key once for each signature, and Linux tells
     who watches the file (inotify)."""
@@ -241,9 +247,8 @@ class KeyFile:
         libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         for path in (folder / "token" / "tokens").rglob("*.object"):
-            assert libc.inotify_add_watch(self._descriptor, os.fsencode(path), _IN_OPEN) >= 0, os.strerror(
-                ctypes.get_errno()
-            )
+            watch = libc.inotify_add_watch(self._descriptor, os.fsencode(path), _IN_OPEN)
+            assert watch >= 0, os.strerror(ctypes.get_errno())
 
     def reads(self) -> int:
         """How often one was opened since the last question."""
@@ -253,14 +258,11 @@ class KeyFile:
                 data = os.read(self._descriptor, 1 << 16)
             except BlockingIOError:
                 return count
-            count += len(data) // _EVENT_BYTES  # a file that is watched itself has no name in its events
+            count += len(data) // _EVENT_BYTES
 
     def close(self) -> None:
         os.close(self._descriptor)
 
-
-_IN_OPEN = 0x20
-_EVENT_BYTES = 16
 
 _SAMPLE = re.compile(
     r"^(estd_rejections_total|estd_sign_seconds_count|estd_certificates_total|estd_token_errors_total)"
@@ -310,6 +312,11 @@ class World:
             rejections=sums,
         )
 
+    def last_identity(self) -> str:
+        """Who the newest certificate was issued to, as the ledger has it."""
+        row = self._ledger.execute("SELECT identity FROM certificate ORDER BY issued_at DESC LIMIT 1").fetchone()
+        return str(row[0])
+
     def connection(self, certificate: str) -> EstClient:
         if certificate not in self.connections:
             cert = files(self.server.folder, certificate) if certificate else None
@@ -325,6 +332,8 @@ class World:
         """Status and sentence that the client of this cell gets. A fresh key each time: nothing is a repetition."""
         who = cell.shown
         path = f"{cell.label}/{cell.operation}" if cell.label else cell.operation
+        if cell.operation == "renewal-info":
+            path += f"/{self._identifier(who.certificate)}"
         client = self.connection(who.certificate)
         body = make.body(self._csr(number, cell, client)) if cell.method != "GET" else None
         response = client.request(cell.method, path, body, **self._headers(number, cell))
@@ -333,6 +342,12 @@ class World:
         if response.will_close:
             self.connections.pop(who.certificate).__exit__()
         return response.status, sentence
+
+    def _identifier(self, certificate: str) -> str:
+        if not certificate:
+            return "none"
+        path = files(self.server.folder, certificate)[0]
+        return str(renewal_info.cert_id(x509.load_pem_x509_certificate(path.read_bytes())))
 
     def _headers(self, number: int, cell: Cell) -> dict[str, str]:
         who, headers = cell.shown, {"Content_Type": "application/pkcs10"}
@@ -362,13 +377,17 @@ class World:
             subject = make.name(f"ours valid of {cell.here}")
         if cell.form == "other names":
             subject = make.name(f"somebody else {number}")
+        attributes: list[tuple[str, bytes]] = []
         if who.otp:
-            return with_otp(f"SN-{number}", secret_of(number))
+            subject = make.name(None, SERIAL_NUMBER=f"SN-{number}")
+            attributes.append((challenges.OTP.oid, secret_of(number).encode()))
+        if cell.form == "challenged":
+            attributes.append((challenges.REVOCATION.oid, b"a word for later"))
         extensions: list[tuple[x509.ExtensionType, bool]] = []
         if cell.form == "fit":
             extensions = [(_USAGE, True), (x509.ExtendedKeyUsage([make.CLIENT_AUTH]), False)]
         return make.csr(
-            subject=subject, extensions=extensions,
+            subject=subject, extensions=extensions, attributes=attributes,
             challenge_password=client.channel_binding() if cell.form == "linked" else None,
         )  # fmt: skip
 
@@ -377,13 +396,6 @@ _USAGE = x509.KeyUsage(
     digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
     key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
 )  # fmt: skip
-
-
-def with_otp(serial_number: str, secret: str) -> bytes:
-    """A request with an otpChallenge beside the serial number (RFC 7894 §3.1)."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(make.name(None, SERIAL_NUMBER=serial_number))
-    builder = builder.add_attribute(x509.ObjectIdentifier(otp.OID), secret.encode())
-    return builder.sign(make.key(), hashes.SHA256()).public_bytes(Encoding.DER)
 
 
 def build(folder: Path, url: str) -> Server:

@@ -45,6 +45,8 @@ class Told:
     status: int
     sentence: str
     moved: Counts
+    identity: str
+    """Who has the certificate, by the ledger; empty without one."""
     key_reads: int
     """As an outside witness counted them: signatures, and health probes that fell into this moment."""
 
@@ -61,6 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Iterato
     server = matrix_world.build(tmp_path_factory.mktemp("matrix") / "instance", f"http://127.0.0.1:{service.port}/who")
     with servers.running(server):
         found = World(server)
+        wait_for(lambda: found.ask(0, Cell("", "GET", "crls", "nobody"))[0] == 200, 10)  # the first CRL is signed
         yield found
         found.close()
 
@@ -77,7 +80,9 @@ def run(world: World, service: Service) -> tuple[list[Told], float]:
         service.reply = WORDS[cell.word]
         status, sentence = world.ask(number, cell)
         after = world.counts()
-        found.append(Told(cell, status, sentence, after.since(before), witness.reads()))
+        moved = after.since(before)
+        identity = world.last_identity() if moved.rows else ""
+        found.append(Told(cell, status, sentence, moved, identity, witness.reads()))
         before = after
     witness.close()
     return found, time.monotonic() - began
@@ -87,13 +92,15 @@ def test_D20_every_cell_is_told_what_the_rules_say(
     run: tuple[list[Told], float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """D20: status, reason and cost of each cell: a grant is one signature, one certificate and one row of the ledger,
-    anything else none of them, and one reason counted."""
+    to the one whom the rules let in; anything else is none of them, and one reason counted."""
     wrong: list[str] = []
     for one in run[0]:
         status, reason = matrix.expected(one.cell)
         cost = GRANTED if one.cell.signs else Counts(0, 0, 0, 0, Counter([reason] if reason else []))
         if (one.status, one.moved) != (status, cost):
             wrong.append(f"{one.cell}: {one.status} {one.moved} {one.sentence!r}, not {status} {cost}")
+        elif one.cell.signs and not one.identity.startswith(matrix.identity(one.cell)):
+            wrong.append(f"{one.cell}: issued to {one.identity!r}, not to {matrix.identity(one.cell)!r}")
     granted = sum(one.moved == GRANTED for one in run[0])
     with capsys.disabled():
         print(f"\nauthorisation matrix: {len(run[0])} cells, {granted} granted, {run[1]:.1f} s", file=sys.stderr)
@@ -295,9 +302,10 @@ def test_D20_a_registration_authority_that_is_struck_is_out(world: World, opens:
     people = world.server.folder / "people"
     certificate = files(world.server.folder, "RA")[0]
     all_of_them = (people / "ras.pem").read_bytes()
-    kept = {label: opens(files(world.server.folder, "RA"), make.name("ours valid of ra")) for label in ("ra", "linked")}
-    device = make.name("ours valid of linked")
-    kept["linked"] = opens(files(world.server.folder, "RA"), device)
+    kept = {
+        label: opens(files(world.server.folder, "RA"), make.name(f"ours valid of {label}"))
+        for label in ("ra", "linked")
+    }
     for label, one in kept.items():
         assert [one.ask(route, label) for route in ENROLMENTS[:2]] == [200, 200]
     (people / "ras.pem").write_bytes(all_of_them.replace(certificate.read_bytes(), b""))
