@@ -138,8 +138,8 @@ def test_D20_the_token_itself_is_not_asked(run: tuple[list[Told], float]) -> Non
     """D20: an outside witness, the key's file, agrees with the server's own counters: it was read for each certificate,
     and in all refusals together no more often than by the health probes of that time."""
     told, seconds = run
-    refused = [one.key_reads for one in told if not one.cell.signs]
-    granted = [one.key_reads for one in told if one.cell.signs]
+    refused = [one.key_reads for one in told if not one.moved.signatures]
+    granted = [one.key_reads for one in told if one.moved.signatures]
     assert min(granted) >= 1
     assert sum(refused) + sum(granted) - len(granted) <= seconds / PROBE_SECONDS + 1
     assert len(refused) > 10 * seconds / PROBE_SECONDS, "too slow for this witness to tell"
