@@ -64,7 +64,7 @@ def _measure(config: Config, revocations: int) -> Report:
         )
         found = material.load(config)
         keeper = CrlKeeper(
-            plans={"root": plan}, cas=found.cas, ledger=writer, signer=open_signer(config, found),
+            crls=found.crls, ledger=writer, signer=open_signer(config, found),
             slot=Block.create(1).slot(0), report=lambda *_, **__: None,
         )  # fmt: skip
         start = _steps(keeper)

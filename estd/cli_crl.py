@@ -13,6 +13,7 @@ from estd import crl_file, material
 from estd.command import config_option, json_option, plainly, writer
 from estd.config import Config, load
 from estd.crl_keeper import CrlKeeper
+from estd.crl_signers import CrlSigner
 from estd.errors import ConfigError
 from estd.ledger import Writer
 from estd.metrics import Block
@@ -23,11 +24,12 @@ def crl_group() -> None:
     """The lists of revoked certificates (CRLs) of the CAs that keep one."""
 
 
-def _names(config: Config, ca: str | None) -> list[str]:
-    names = [name for name, one in config.cas.items() if one.crl.on and ca in (None, name)]
-    if not names:
+def _crls(config: Config, ca: str | None) -> list[CrlSigner]:
+    """In a rollover also that of the old key."""
+    found = [one for one in material.load(config).crls if ca in (None, one.ca_name)]
+    if not found:
         raise ConfigError([f"[ca.{ca or 'NAME'}] keeps no CRL: say crl = true there"])
-    return names
+    return found
 
 
 def _utc(when: datetime) -> str:
@@ -42,14 +44,14 @@ def _utc(when: datetime) -> str:
 def crl_show(file: Path, ca: str | None, as_json: bool) -> None:
     """Show each CA's CRL as it is published, once its signature is verified."""
     config = load(file)
-    found = material.load(config)
-    for name in _names(config, ca):
-        path = config.cas[name].crl.file
+    for one in _crls(config, ca):
+        path = one.plan.file
         if not path.exists():
-            raise ConfigError([f"ca.{name}: there is no {path} yet; estd serve makes it, or estd crl renew"])
-        crl = crl_file.read(path, found.cas[name])
+            raise ConfigError([f"ca.{one.ca_name}: there is no {path} yet; estd serve makes it, or estd crl renew"])
+        crl = crl_file.read(path, one.ca)
         shown: dict[str, Any] = {
-            "ca": name,
+            "ca": one.ca_name,
+            "key_id": one.key_id.hex(),
             "number": crl.number,
             "this_update": _utc(crl.this_update),
             "next_update": _utc(crl.next_update),
@@ -71,29 +73,30 @@ def crl_show(file: Path, ca: str | None, as_json: bool) -> None:
 def crl_renew(file: Path, ca: str | None) -> None:
     """Make each CA's CRL anew: by the server within seconds, or with none running, here and now."""
     config = load(file)
-    names = _names(config, ca)
+    crls = _crls(config, ca)
     with writer(config) as ledger:
         if isinstance(ledger, Writer):
-            _make_here(config, names, ledger)
+            _make_here(config, crls, ledger)
             return
-        for name in names:
-            ledger.want_crl(name)
-            click.echo(f"asked the server for a new CRL of {name}: {config.cas[name].crl.file}")
+        for one in crls:
+            ledger.want_crl(one.name)
+            click.echo(f"asked the server for a new CRL of {one.name}: {one.plan.file}")
 
 
-def _make_here(config: Config, names: list[str], ledger: Writer) -> None:
-    from estd.issuer import open_signer
+def _make_here(config: Config, crls: list[CrlSigner], ledger: Writer) -> None:
+    from estd.issuer import crls_of, open_signer
 
     found = material.load(config)
     config.run.mkdir(mode=0o700, exist_ok=True)
+    signer = open_signer(config, found)
+    signed = [one for one in crls_of(found, signer) if one.name in {asked.name for asked in crls}]
     keeper = CrlKeeper(
-        plans={name: config.cas[name].crl for name in names},
-        cas=found.cas,
+        crls=signed,
         ledger=ledger,
-        signer=open_signer(config, found),
+        signer=signer,
         slot=Block.create(1).slot(0),
         report=lambda *_, **__: None,
     )
     keeper.make_all()
-    for name in names:
-        click.echo(f"made a new CRL of {name}: {config.cas[name].crl.file}")
+    for one in signed:
+        click.echo(f"made a new CRL of {one.name}: {one.plan.file}")

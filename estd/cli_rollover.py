@@ -17,7 +17,7 @@ from estd.command import config_option, json_option, plainly
 from estd.config import Ca, Config, load
 from estd.errors import ConfigError
 from estd.labels import KEY_KINDS
-from estd.material import certificates
+from estd.material import certificates, load_ca
 from estd.transition import Transition
 
 P = ParamSpec("P")
@@ -31,6 +31,16 @@ _NEXT = {
     "active": "The new key issues. Once nothing hangs on the old root any more: estd ca rollover finish.",
     "finished": "It was interrupted, or its last line is yours to write: repeat estd ca rollover finish.",
 }
+
+
+_NOT_SERVED = {
+    "none": "The server serves what the CA's files were before: estd reload.",
+    "preparing": _NEXT["preparing"],
+    "prepared": "The server's cacerts has the old root alone yet: repeat estd ca rollover prepare.",
+    "active": "The server issues with the old key yet: repeat estd ca rollover activate.",
+    "finished": _NEXT["finished"],
+}
+"""Where a command was interrupted before the server took what it had made."""
 
 
 def _command(name: str) -> Callable[[Callable[P, None]], click.Command]:
@@ -62,11 +72,11 @@ def prepare_command(file: Path, name: str | None, as_json: bool, kind: Any, key_
     """Make the new key and root; cacerts then has both, and the certificates that join them. The old key issues."""
     from estd import rollover
 
-    config = load(file)
-    ca = rollover.choose(config, name)
     plan = rollover.Plan(kind=kind, key_id=bytes.fromhex(key_id) if key_id else None, years=years)
-    rollover.prepare(config, ca, plan)
-    _tell(config, ca, as_json, _reloaded(config))
+    with rollover.alone(file) as config:
+        ca = rollover.choose(config, name)
+        rollover.prepare(config, ca, plan)
+        _tell(config, ca, as_json, _reloaded(config))
 
 
 @_command("activate")
@@ -74,10 +84,10 @@ def activate_command(file: Path, name: str | None, as_json: bool) -> None:
     """Issue with the new key. The server's own TLS certificate, where the old key signed it, is signed anew."""
     from estd import rollover
 
-    config = load(file)
-    ca = rollover.choose(config, name)
-    rollover.activate(config, ca)
-    _tell(config, ca, as_json, _reloaded(config))
+    with rollover.alone(file) as config:
+        ca = rollover.choose(config, name)
+        rollover.activate(config, ca)
+        _tell(config, ca, as_json, _reloaded(config))
 
 
 @_command("finish")
@@ -86,21 +96,21 @@ def finish_command(file: Path, name: str | None, as_json: bool, force: bool) -> 
     """Take the old root out of cacerts: the CA's file and key_id are the new ones then."""
     from estd import rollover
 
-    config = load(file)
-    ca = rollover.choose(config, name)
-    if rollover.is_finished(ca):
-        _tell(config, ca, as_json, _reloaded(config))
-        return
-    change = rollover.under_way(ca)
-    is_said = rollover.finish(ca, file, rollover.hanging(config, change, _progress), force=force)
-    done = _reloaded(config)
-    if is_said:
-        rollover.archive(ca)
-    else:
-        line = f'key_id = "{change.state.new_key_id}"'
-        click.echo(f"Now write {line} into [ca.{ca.name}] of {file}, and repeat this command.", err=True)
-    now = load(file)
-    _tell(now, now.cas[ca.name], as_json, done)
+    with rollover.alone(file) as config:
+        ca = rollover.choose(config, name)
+        if rollover.is_finished(ca):
+            _tell(config, ca, as_json, _reloaded(config))
+            return
+        change = rollover.under_way(ca)
+        unsaid = rollover.finish(config, ca, file, rollover.hanging(config, change, _progress), force=force)
+        done = _reloaded(config)
+        if not unsaid:
+            rollover.archive(ca)
+        for one in unsaid:
+            line = f'key_id = "{change.state.new_key_id}"'
+            click.echo(f"Now write {line} into [ca.{one}] of {file}, and repeat this command.", err=True)
+        now = load(file)
+        _tell(now, now.cas[ca.name], as_json, done)
 
 
 @_command("status")
@@ -152,8 +162,17 @@ def _state(config: Config, ca: Ca) -> dict[str, Any]:
         told["unexpired_under_old"] = rollover.hanging(config, change, _progress)
         activated = change.state.activated
         told["activated"] = None if activated is None else datetime.fromtimestamp(activated, UTC).isoformat()
-    told["next"] = _NEXT[stage]
+    told["served"] = _is_served(config, ca)
+    told["next"] = _NEXT[stage] if told["served"] is not False else _NOT_SERVED[stage]
     return told
+
+
+def _is_served(config: Config, ca: Ca) -> bool | None:
+    """Whether the running server has what the files say; None where nobody serves."""
+    if reload_report.serving(config.run) is None:
+        return None
+    outcome = reload_report.last(config.run)
+    return outcome is not None and outcome.cas.get(ca.name) == load_ca(ca).fingerprints()
 
 
 def _tell(config: Config, ca: Ca, as_json: bool, generation: int | None) -> None:
@@ -167,6 +186,8 @@ def _tell(config: Config, ca: Ca, as_json: bool, generation: int | None) -> None
         if isinstance(value, dict):
             for part, text in value.items():
                 click.echo(f"{name + ' ' + part:20} {text}")
+        elif name == "served" and value is not None:
+            click.echo(f"{'served':20} {'yes' if value else 'no'}")
         elif value is not None and name != "next":
             click.echo(f"{name.replace('_', ' '):20} {value}")
     click.echo(told["next"])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -66,12 +68,14 @@ def read(path: Path, ca: CaCertificate) -> Published:
 
 
 class CrlBody:
-    """What an edge answers at /crls: the file's CRL, looked at again once a second at most."""
+    """What an edge answers at /crls: a CA's CRLs, looked at again once a second at most. In a rollover there are two
+    keys that sign them, and right after the change the CA's file has the old one's yet."""
 
-    def __init__(self, path: Path, ca: CaCertificate) -> None:
-        self._path = path
-        self._ca = ca
-        self._stamp: object = None
+    def __init__(self, files: Sequence[Path], cas: Sequence[CaCertificate]) -> None:
+        self._files = files
+        self._cas = cas
+        self._stamps: list[object] = []
+        self._found: dict[Path, bytes] = {}
         self._body = b""
         self._look_again = 0.0
 
@@ -79,14 +83,27 @@ class CrlBody:
         """A 503 while there is none. One that cannot be believed leaves the one before it in its place."""
         if time.monotonic() >= self._look_again:
             self._look_again = time.monotonic() + _LOOK_AGAIN_SECONDS
-            try:
-                status = self._path.stat()
-                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-                if stamp != self._stamp:
-                    self._body = wire.crls(read(self._path, self._ca).der)
-                    self._stamp = stamp
-            except (OSError, ValueError):
-                pass
+            stamps = [_stamp(path) for path in self._files]
+            if stamps != self._stamps:
+                self._stamps = stamps
+                for path in self._files:
+                    self._found[path] = self._read(path) or self._found.get(path, b"")
+                found = {one for one in self._found.values() if one}
+                self._body = wire.crls(sorted(found)) if found else b""
         if not self._body:
             raise Unavailable(Reason.CRL_STALE, "The CA has not made its CRL yet.")
         return self._body
+
+    def _read(self, path: Path) -> bytes:
+        for ca in self._cas:
+            with suppress(OSError, ValueError):
+                return read(path, ca).der
+        return b""
+
+
+def _stamp(path: Path) -> object:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)

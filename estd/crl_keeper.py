@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from typing import Protocol
 
 from estd import crl_file, metrics
 from estd.crl_list import ListTemplate, entry, issuer_of
 from estd.crl_plan import CrlPlan
+from estd.crl_signers import CrlSigner
 from estd.issuance import CaCertificate
 from estd.ledger import LedgerError
 from estd.ledger_crls import CrlRecord, Crls, Revocation
@@ -47,15 +48,19 @@ class Signer(Protocol):
 class _Made:
     """One CA's CRL: its entries so far and what the last one was."""
 
-    def __init__(self, name: str, plan: CrlPlan, ca: CaCertificate, record: CrlRecord | None) -> None:
-        self.name = name
-        self.plan = plan
-        self.ca = ca
-        self.template = ListTemplate(ca)
+    def __init__(self, signer: CrlSigner, crls: Crls) -> None:
+        self.name = signer.name
+        self.plan: CrlPlan = signer.plan
+        self.ca: CaCertificate = signer.ca
+        self.template = ListTemplate(signer.ca)
         self.entries: list[bytes] = []
         self.ends = array("q")
         """The notAfter of the entry in the same place."""
-        self.record = record or CrlRecord(name, 0, 0, 0, 0, 0)
+        record = crls.last(signer.name)
+        if record is None:  # a former key's CRLs go on from what was the CA's last one
+            before = crls.last(signer.ca_name)
+            record = CrlRecord(signer.name, 0 if before is None else before.number, 0, 0, 0, 0)
+        self.record = record
         self.is_published = False
         self.last_id = self.record.last_id
         self.is_wanted = False
@@ -84,8 +89,11 @@ class _Made:
     def is_scheduled(self, now: float) -> bool:
         return not self.is_published or now >= self.record.scheduled_at + self.plan.renew_seconds
 
+    def has_expired(self, now: float) -> bool:
+        return now > self.ca.certificate.not_valid_after_utc.timestamp()
+
     def is_due(self, now: float, tick: float) -> bool:
-        if tick < self.retry_at or now > self.ca.certificate.not_valid_after_utc.timestamp():
+        if tick < self.retry_at or self.has_expired(now):
             return False
         waited = self.pending_since != 0.0 and tick - self.pending_since >= self.plan.delay_seconds
         return waited or self.is_wanted or self.is_scheduled(now)
@@ -105,8 +113,7 @@ class CrlKeeper:
     def __init__(
         self,
         *,
-        plans: Mapping[str, CrlPlan],
-        cas: Mapping[str, CaCertificate],
+        crls: Iterable[CrlSigner],
         ledger: CrlLedger,
         signer: Signer,
         slot: metrics.Slot,
@@ -120,7 +127,7 @@ class CrlKeeper:
         self._report = report
         self._clock = clock
         self._ticks = ticks
-        self._made = [_Made(name, plan, cas[name], ledger.crls.last(name)) for name, plan in plans.items() if plan.on]
+        self._made = [_Made(one, ledger.crls) for one in crls]
         for one in self._made:
             one.find_published()
         self._seen = 0
@@ -240,9 +247,10 @@ class CrlKeeper:
         self._show()
 
     def _show(self) -> None:
-        """The gauges: of several CAs the CRL that is nearest its end."""
-        published = [one.record for one in self._made if one.is_published]
-        if len(published) < len(self._made) or not published:
+        """The gauges: of several CAs that have not expired the CRL that is nearest its end."""
+        living = [one for one in self._made if not one.has_expired(self._clock())]
+        published = [one.record for one in living if one.is_published]
+        if len(published) < len(living) or not published:
             first = (0.0, 0.0)
         else:
             first = min((float(one.next_update), float(one.this_update)) for one in published)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from estd.toml_table import Table, string
+
+_KEY = "{key}"
+"""In crl_file and crl_url: the CKA_ID of the key that signs, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,17 @@ class CrlPlan:
     """The CRL as DER, replaced whole: what a web server may publish, and what /crls answers from."""
     url: str
     """What certificates name as their distribution point; nothing where it is empty."""
+
+    def of_key(self, key_id: bytes) -> CrlPlan:
+        """Of the key that issues."""
+        named = self.file.name.replace(_KEY, key_id.hex())
+        return replace(self, file=self.file.with_name(named), url=self.url.replace(_KEY, key_id.hex()))
+
+    def of_former_key(self, key_id: bytes) -> CrlPlan:
+        """Of one that has issued: in the file that has its CKA_ID in its name, whatever the configuration says."""
+        if _KEY in self.file.name:
+            return self.of_key(key_id)
+        return replace(self, file=self.file.with_name(f"{self.file.stem}-{key_id.hex()}{self.file.suffix}"))
 
 
 def _url(value: Any) -> str:
@@ -56,6 +70,8 @@ def read_plan(name: str, table: Table) -> CrlPlan:
             table.wrong("crl_renew", "must be shorter than crl_validity, or there would be times without a valid CRL")
     if plan.url and not plan.on:
         table.wrong("crl_url", "needs crl = true: certificates would name a CRL that nobody makes")
+    if plan.url and plan.file is not None and _KEY in plan.url and _KEY not in plan.file.name:
+        table.wrong("crl_url", "has {key}, so crl_file needs it in its name too: the CRL of each key is another one")
     return plan
 
 

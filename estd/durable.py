@@ -7,8 +7,17 @@ from pathlib import Path
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """The file holds `data` when this returns; until then what it held before."""
+    """The file holds `data` when this returns; until then, and where this raises, what it held before."""
     beside = path.with_name(path.name + ".new")
+    try:
+        _fill(beside, data, mode)
+        rename(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _fill(beside: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:
@@ -17,14 +26,23 @@ def write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    rename(beside, path)
 
 
 def rename(old: Path, new: Path) -> None:
     """In one folder."""
     os.replace(old, new)
-    folder = os.open(new.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(new.parent)
+
+
+def folder(path: Path) -> None:
+    """For its owner alone; nothing where it is there already."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

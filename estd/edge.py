@@ -101,9 +101,10 @@ class Edge:
                 self._routes[f"{_ROOT}{one.label.name}/{operation}"] = (one, operation)
         for operation in default.operations:
             self._routes[_ROOT + operation] = (default, operation)
-        bodies = {
-            name: CrlBody(ca.crl.file, material.cas[name]) for name, ca in config.cas.items() if ca.crl.on
-        }  # one for all labels of a CA: it may be long
+        bodies = {}  # one for all labels of a CA: it may be long
+        for name in {one.ca_name for one in material.crls}:
+            of = [one for one in material.crls if one.ca_name == name]
+            bodies[name] = CrlBody([one.plan.file for one in of], [one.ca for one in of])
         for one in served:
             if one.label.ca in bodies:
                 one.crl = bodies[one.label.ca]

@@ -112,6 +112,10 @@ class CaCertificate:
             return x509.SubjectKeyIdentifier.from_public_key(self.public_key).digest
         return found.value.digest
 
+    def fingerprints(self) -> list[str]:
+        """SHA-256 of the chain's certificates, in its order."""
+        return [one.fingerprint(hashes.SHA256()).hex() for one in self.chain]
+
     def verify(self, signature: bytes, data: bytes) -> None:
         """Raises InvalidSignature unless this CA's key made `signature` over `data`."""
         if isinstance(self.public_key, ec.EllipticCurvePublicKey):

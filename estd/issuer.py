@@ -23,6 +23,7 @@ from estd import frames, metrics
 from estd.batch import BATCH_MAX, BatchLine, Fatal
 from estd.config import Config
 from estd.crl_keeper import CrlKeeper
+from estd.crl_signers import CrlSigner
 from estd.errors import EXIT_FATAL, EXIT_REFUSED
 from estd.frames import Request
 from estd.labels import with_registrars
@@ -38,7 +39,7 @@ from estd.superseding import SIGHTINGS_MAX
 from hsm.errors import TokenError
 from hsm.pool import SessionPool
 from hsm.session import Job, SigningKey
-from hsm.token import Token
+from hsm.token import Token, holds
 
 _HEALTH_SECONDS = 2.0
 _GATHER_SECONDS = 0.001
@@ -64,7 +65,15 @@ def open_signer(config: Config, material: Material) -> SessionPool:
     keys = {
         name: SigningKey(key_id=material.key_ids[name], public_key=material.cas[name].public_key) for name in config.cas
     }
+    for one in material.crls:
+        if one.is_former and holds(token.login_session, one.key_id):
+            keys[one.name] = SigningKey(key_id=one.key_id, public_key=one.ca.public_key)
     return SessionPool(token, keys, config.token.sessions)
+
+
+def crls_of(material: Material, signer: SessionPool) -> list[CrlSigner]:
+    """The CRLs that can be signed: a former key may have been destroyed meanwhile."""
+    return [one for one in material.crls if one.name in signer.names]
 
 
 class IssuerProcess:
@@ -137,8 +146,8 @@ class IssuerProcess:
         if not self._keeps_crls or self._crls is not None or not self._crl_turn.take():
             return
         self._crls = CrlKeeper(
-            plans={name: ca.crl for name, ca in self._config.cas.items()},
-            cas=self._material.cas, ledger=self._ledger, signer=self._signer, slot=self._slot, report=self._log,
+            crls=crls_of(self._material, self._signer), ledger=self._ledger, signer=self._signer, slot=self._slot,
+            report=self._log,
         )  # fmt: skip
 
     def _hand_over(self) -> None:

@@ -21,6 +21,7 @@ from estd import csrattrs, registry, transition, wire
 from estd.config import Ca, Config
 from estd.crl import CrlFiles
 from estd.crl_plan import check_signs_crls
+from estd.crl_signers import CrlSigner, signers
 from estd.errors import ConfigError
 from estd.identify import Anchors
 from estd.issuance import CaCertificate, Issuer
@@ -46,6 +47,12 @@ class Material:
     key_ids: dict[str, bytes]
     """CKA_ID of each CA's key: the configuration's, or a rollover's new one."""
     proxies: dict[str, Proxy]
+    crls: tuple[CrlSigner, ...]
+    """In the order of the configuration's CAs; of each the key that issues first."""
+
+    def shown_cas(self) -> dict[str, list[str]]:
+        """Of each CA the SHA-256 of cacerts' certificates, the one that issues first."""
+        return {name: ca.fingerprints() for name, ca in self.cas.items()}
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
@@ -91,11 +98,6 @@ def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
     return CaCertificate.of(own, [*path[1:], *(change.besides if change is not None else ())])
 
 
-def _key_id(ca: Ca) -> bytes:
-    change = transition.read(ca.certificate)
-    return ca.key_id if change is None else change.key_id
-
-
 def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
     """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
     if allow.certificates is not None and ca is not None:
@@ -135,7 +137,9 @@ def read(config: Config) -> tuple[Material, list[str]]:
         for name, ca in config.cas.items()
         if (found := attempt(f"ca.{name}", partial(load_ca, ca))) is not None
     }
-    key_ids = {name: _key_id(config.cas[name]) for name in cas}
+    changes = {name: transition.read(config.cas[name].certificate) for name in cas}
+    key_ids = {name: config.cas[name].key_id if change is None else change.key_id for name, change in changes.items()}
+    crls = tuple(one for name, ca in cas.items() for one in signers(config.cas[name], ca, changes[name]))
     policies = tuple(
         LabelPolicy(
             label=label,
@@ -152,7 +156,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
     )
     pairs = {(label.ca, profile) for label in config.labels.values() for profile in config.profiles}
     issuers = {
-        (ca, profile): Issuer(cas[ca], config.profiles[profile], config.cas[ca].crl.url)
+        (ca, profile): Issuer(cas[ca], config.profiles[profile], config.cas[ca].crl.of_key(key_ids[ca]).url)
         for ca, profile in sorted(pairs)
         if ca in cas
     }
@@ -162,7 +166,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
         if (proxy := attempt(f"proxy.{name}.certificates", partial(_proxy, settings))) is not None
     }
     return Material(
-        config=config, cas=cas, policies=policies, issuers=issuers, key_ids=key_ids, proxies=proxies
+        config=config, cas=cas, policies=policies, issuers=issuers, key_ids=key_ids, proxies=proxies, crls=crls
     ), problems
 
 

@@ -1,4 +1,5 @@
-"""How a reload went: what the supervisor says of it in `run/reload.json`, and the command that asks for one and waits.
+"""How a start or a reload went: what the supervisor says of it in `run/reload.json`, and the command that asks for a
+reload and waits.
 
 The command sends SIGHUP to the process that holds the lock of the pid file. An outcome answers it whose reload began
 after that: one that was already under way may have read the files before they were changed.
@@ -30,6 +31,8 @@ class Outcome:
     """The one that serves now."""
     problems: tuple[str, ...]
     """Why the configuration was not taken; empty where it was."""
+    cas: dict[str, list[str]]
+    """What serves now: of each CA the SHA-256 of cacerts' certificates, the one that issues first."""
 
 
 def publish(run: Path, outcome: Outcome) -> None:
@@ -62,7 +65,7 @@ def ask(run: Path) -> Outcome:
     since = time.monotonic()
     os.kill(pid, signal.SIGHUP)
     while time.monotonic() < since + _WAIT_SECONDS:
-        outcome = _read(run)
+        outcome = last(run)
         if outcome is not None and outcome.began >= since:
             return outcome
         if serving(run) != pid:
@@ -71,7 +74,8 @@ def ask(run: Path) -> Outcome:
     raise ConfigError([f"the server has not reloaded within {_WAIT_SECONDS:.0f} seconds; its log says what it does"])
 
 
-def _read(run: Path) -> Outcome | None:
+def last(run: Path) -> Outcome | None:
+    """The last outcome of whoever serves, or served; None before the first."""
     try:
         data = json.loads((run / _FILE).read_text(encoding="utf-8"))
         return Outcome(**{**data, "problems": tuple(data["problems"])})

@@ -8,32 +8,34 @@ changes by a reload, which is the caller's.
 from __future__ import annotations
 
 import os
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import durable, transition
-from estd.config import Ca, Config
+from estd import durable, key_update, transition
+from estd.config import Ca, Config, load
 from estd.errors import ConfigError
+from estd.key_update import key_identifier
 from estd.ledger import Reader
 from estd.material import certificates, read_pin
 from estd.rollover_toml import with_key_id
+from estd.starting import Exclusive
 from estd.transition import CERTIFICATES, State, Transition
 from hsm import keys
-from hsm.token import Token
+from hsm.errors import TokenError
+from hsm.token import Token, public_key_of
 
-_SERVER_DAYS = 825
 _KEY_ID_BYTES = 8
-_OWN = (x509.SubjectKeyIdentifier.oid, x509.AuthorityKeyIdentifier.oid)
 _EVERY = 100_000
 
 
@@ -49,6 +51,22 @@ class Plan:
     """How long the new root is valid; None for as long as the old one was."""
 
 
+@contextmanager
+def alone(file: Path) -> Iterator[Config]:
+    """The configuration, with no other command of a rollover at work on its instance. Raises ConfigError."""
+    run = load(file).run
+    run.mkdir(mode=0o700, exist_ok=True)
+    turn = Exclusive(run / "rollover.lock")
+    if not turn.take():
+        raise ConfigError(
+            ["another estd ca rollover is at work on this instance; once it is through, see estd ca rollover status"]
+        )
+    try:
+        yield load(file)  # which the other may have changed meanwhile
+    finally:
+        turn.give()
+
+
 def choose(config: Config, name: str | None) -> Ca:
     """The CA that is meant. Raises ConfigError where it is not clear, or no root."""
     if name is None and len(config.cas) != 1:
@@ -59,6 +77,20 @@ def choose(config: Config, name: str | None) -> Ca:
     owner = config.ledger.stat().st_uid
     if owner != os.geteuid():
         raise ConfigError([f"run this as the server's user (uid {owner}), or it could not read what is written here"])
+    _check_root(ca)
+    folder = transition.folder_of(ca.certificate)
+    for other in config.cas.values():
+        if other.certificate != ca.certificate and transition.folder_of(other.certificate) == folder:
+            raise ConfigError(
+                [
+                    f"ca.{ca.name} and ca.{other.name} would both have their rollover in {folder}; "
+                    "give the file of one of them another name"
+                ]
+            )
+    return ca
+
+
+def _check_root(ca: Ca) -> None:
     own = certificates(ca.certificate)[0]
     if own.subject != own.issuer:
         raise ConfigError(
@@ -68,7 +100,15 @@ def choose(config: Config, name: str | None) -> Ca:
                 "chain, name that in the labels and run estd reload; nobody needs to trust anything new"
             ]
         )
-    return ca
+    try:
+        own.verify_directly_issued_by(own)
+    except (InvalidSignature, ValueError, TypeError):
+        raise ConfigError(
+            [
+                f"ca.{ca.name} is no root: another key of {own.subject.rfc4514_string()!r} signs the first certificate "
+                f"in {ca.certificate}. Name the self-signed one there"
+            ]
+        ) from None
 
 
 def prepare(config: Config, ca: Ca, plan: Plan) -> Transition:
@@ -78,29 +118,70 @@ def prepare(config: Config, ca: Ca, plan: Plan) -> Transition:
     state = transition.read_state(folder)
     if state is not None and state.stage in ("active", "finished"):
         raise ConfigError([f"a rollover of ca.{ca.name} is {state.stage} already: estd ca rollover finish ends it"])
-    if state is None or state.stage == "preparing":
-        now = datetime.now(UTC)
-        if now > old.not_valid_after_utc:
-            raise ConfigError([f"ca.{ca.name} has expired: nothing that it signs is valid. Begin anew with estd init"])
-        if state is None:
-            new_id = plan.key_id if plan.key_id is not None else os.urandom(_KEY_ID_BYTES)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            state = State(
-                stage="preparing", old_key_id=ca.key_id.hex(), new_key_id=new_id.hex(), began=int(now.timestamp())
-            )
-            _check_life(old, state, plan.years)
-            transition.write_state(folder, state)
-        elif plan.key_id is not None:
-            state = replace(state, new_key_id=plan.key_id.hex())
-            transition.write_state(folder, state)
-        token = _token(config)
-        if plan.key_id is None:
-            state = _make_key(token, folder, state, plan.kind or _kind(old), ca.name)
-        made = _certificates(token, old, state, plan.years)
-        for name, certificate in zip(CERTIFICATES, made, strict=True):
-            durable.write(folder / f"{name}.pem", certificate.public_bytes(Encoding.PEM), mode=0o644)
-        transition.write_state(folder, replace(state, stage="prepared"))
+    if state is not None and state.stage == "prepared":
+        change = under_way(ca)
+        _check_repeated(plan, state, change.new.public_key())
+        return change
+    if datetime.now(UTC) > old.not_valid_after_utc:
+        raise ConfigError([f"ca.{ca.name} has expired: nothing that it signs is valid. Begin anew with estd init"])
+    token = _token(config)
+    if plan.key_id is not None:
+        _check_given(token, old, plan.key_id)
+    state = _begun(token, ca, plan) if state is None else _resumed(token, state, plan)
+    key_update.life_ends(old, state)
+    durable.folder(folder)
+    transition.write_state(folder, state)
+    if not state.is_given:
+        state = _make_key(token, folder, state, state.kind or _kind(old.public_key()), ca.name)
+    made = key_update.make(token, old, state)
+    for name, certificate in zip(CERTIFICATES, made, strict=True):
+        durable.write(folder / f"{name}.pem", certificate.public_bytes(Encoding.PEM), mode=0o644)
+    transition.write_state(folder, replace(state, stage="prepared"))
     return under_way(ca)
+
+
+def _begun(token: Token, ca: Ca, plan: Plan) -> State:
+    new_id = plan.key_id if plan.key_id is not None else os.urandom(_KEY_ID_BYTES)
+    return State(
+        stage="preparing", old_key_id=ca.key_id.hex(), new_key_id=new_id.hex(), began=int(time.time()),
+        is_given=plan.key_id is not None, kind=plan.kind, years=plan.years,
+    )  # fmt: skip
+
+
+def _resumed(token: Token, state: State, plan: Plan) -> State:
+    """The state of an interrupted command. What was asked for then counts, and what is asked for now, where no key
+    that was made is in its way."""
+    key = None if state.is_given else public_key_of(token.login_session, bytes.fromhex(state.new_key_id))
+    if key is not None:
+        _check_repeated(replace(plan, years=None), state, key)
+    elif plan.key_id is not None:
+        state = replace(state, new_key_id=plan.key_id.hex(), is_given=True)
+    return replace(state, kind=plan.kind or state.kind, years=plan.years if plan.years is not None else state.years)
+
+
+def _check_repeated(plan: Plan, state: State, new: object) -> None:
+    """Raises ConfigError where something else is asked for than what was made."""
+    other = []
+    if plan.key_id is not None and plan.key_id.hex() != state.new_key_id:
+        other.append(f"with the key {state.new_key_id}, without --key-id {plan.key_id.hex()}")
+    if plan.kind is not None and plan.kind != _kind(new):
+        other.append(f"with a new key of {_kind(new)}, without --key {plan.kind}")
+    if plan.years is not None and plan.years != state.years:
+        life = "for as long as the old root" if state.years is None else f"for {state.years} years"
+        other.append(f"with a root {life}, without --years {plan.years}")
+    if other:
+        raise ConfigError(
+            [
+                *(f"a rollover is {state.stage} already {one}" for one in other),
+                "go on without these options; or give it up and begin anew: move the folder ca.rollover away first",
+            ]
+        )
+
+
+def _check_given(token: Token, old: x509.Certificate, key_id: bytes) -> None:
+    """Raises ConfigError, before anything is written, where the key that is asked for is not a new one."""
+    if keys.signer(token, key_id).public_key() == old.public_key():
+        raise ConfigError([f"the key {key_id.hex()} is the old one; a rollover is to another key"])
 
 
 def under_way(ca: Ca) -> Transition:
@@ -111,19 +192,8 @@ def under_way(ca: Ca) -> Transition:
     return found
 
 
-def _check_life(old: x509.Certificate, state: State, years: int | None) -> datetime:
-    """Until when the new root is valid: longer than the old (RFC 7030 §4.1.3 tells them apart by that)."""
-    born = datetime.fromtimestamp(state.began, UTC)
-    life = old.not_valid_after_utc - old.not_valid_before_utc
-    if years is not None:
-        life = timedelta(days=365 * years, seconds=-1)
-    if born + life <= old.not_valid_after_utc:
-        raise ConfigError(["the new root would not outlive the old one; give it more time with --years"])
-    return born + life
-
-
-def _kind(old: x509.Certificate) -> keys.KeyKind:
-    key = old.public_key()
+def _kind(key: object) -> keys.KeyKind:
+    """The kind of a public key; of an RSA key of another size, the one that a new key has."""
     if isinstance(key, ec.EllipticCurvePublicKey):
         return "ec-p384" if key.key_size == 384 else "ec-p256"
     return "rsa-3072"
@@ -140,65 +210,17 @@ def _token(config: Config) -> Token:
 
 
 def _make_key(token: Token, folder: Path, state: State, kind: keys.KeyKind, name: str) -> State:
-    """The new key, which an interrupted run may have made already; half a pair is left and another one made."""
+    """The new key, which an interrupted run may have made already. What it left of half a pair is removed, or where
+    the token does not let it, left, and another pair made."""
     wanted = bytes.fromhex(state.new_key_id)
-    held = [one for one in keys.list_keys(token) if one.key_id == wanted]
-    if held and held[0].public_key is not None:
-        return state
-    if held:
+    try:
+        if keys.remove_half(token, wanted):
+            return state
+    except TokenError:
         state = replace(state, new_key_id=os.urandom(_KEY_ID_BYTES).hex())
         transition.write_state(folder, state)
     keys.generate(token, kind=kind, key_id=bytes.fromhex(state.new_key_id), label=f"{name} {state.new_key_id}")
     return state
-
-
-def _certificates(
-    token: Token, old: x509.Certificate, state: State, years: int | None
-) -> tuple[x509.Certificate, x509.Certificate, x509.Certificate, x509.Certificate]:
-    """In the order of transition.CERTIFICATES. Subject equals issuer in all, and what the old root says of itself
-    (constraints, usages) the new one says too."""
-    old_key = keys.signer(token, bytes.fromhex(state.old_key_id))
-    new_key = keys.signer(token, bytes.fromhex(state.new_key_id))
-    if old_key.public_key() != old.public_key():
-        raise ConfigError([f"the key {state.old_key_id} in the token is not the key of the CA's certificate"])
-    if new_key.public_key() == old.public_key():
-        raise ConfigError([f"the key {state.new_key_id} is the old one; a rollover is to another key"])
-    born = datetime.fromtimestamp(state.began, UTC)
-    old_ski = _key_identifier(old)
-    new_ski = x509.SubjectKeyIdentifier.from_public_key(new_key.public_key())
-
-    def signed(
-        public_key: Any, ski: x509.SubjectKeyIdentifier, by: Any, authority: x509.SubjectKeyIdentifier | None,
-        start: datetime, end: datetime,
-    ) -> x509.Certificate:  # fmt: skip
-        builder = x509.CertificateBuilder(
-            subject_name=old.subject, issuer_name=old.subject, public_key=public_key,
-            serial_number=x509.random_serial_number(), not_valid_before=start, not_valid_after=end,
-        ).add_extension(ski, critical=False)  # fmt: skip
-        for one in old.extensions:
-            if one.oid not in _OWN:
-                builder = builder.add_extension(one.value, one.critical)
-        if authority is not None:
-            aki = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority)
-            builder = builder.add_extension(aki, critical=False)
-        return builder.sign(by, _hash(by))
-
-    ends = old.not_valid_after_utc
-    new = signed(new_key.public_key(), new_ski, new_key, None, born, _check_life(old, state, years))
-    old_with_new = signed(old_key.public_key(), old_ski, new_key, new_ski, old.not_valid_before_utc, ends)
-    new_with_old = signed(new_key.public_key(), new_ski, old_key, old_ski, born, ends)
-    return old, new, old_with_new, new_with_old
-
-
-def _key_identifier(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
-
-
-def _hash(key: Any) -> hashes.SHA256 | hashes.SHA384:
-    return hashes.SHA384() if key.key_size == 384 else hashes.SHA256()
 
 
 def activate(config: Config, ca: Ca) -> Transition:
@@ -207,40 +229,15 @@ def activate(config: Config, ca: Ca) -> Transition:
     change = under_way(ca)
     if change.is_switched:
         return change
-    _sign_server_again(config, change)
+    key_update.sign_server_again(config.server.tls_certificate, change, partial(_token, config))
     folder = transition.folder_of(ca.certificate)
     transition.write_state(folder, replace(change.state, stage="active", activated=int(time.time())))
     return under_way(ca)
 
 
-def _sign_server_again(config: Config, change: Transition) -> None:
-    path = config.server.tls_certificate
-    leaf = certificates(path)[0]
-    try:
-        leaf.verify_directly_issued_by(change.old)
-    except (InvalidSignature, ValueError, TypeError):
-        return  # somebody else's, or signed anew already
-    key: Any = keys.signer(_token(config), bytes.fromhex(change.state.new_key_id))
-    now = datetime.now(UTC).replace(microsecond=0)
-    builder = x509.CertificateBuilder(
-        subject_name=leaf.subject, issuer_name=change.new.subject, public_key=leaf.public_key(),
-        serial_number=x509.random_serial_number(),
-        not_valid_before=max(now - timedelta(hours=1), change.new.not_valid_before_utc),
-        not_valid_after=min(now + timedelta(days=_SERVER_DAYS, seconds=-1), change.new.not_valid_after_utc),
-    )  # fmt: skip
-    for one in leaf.extensions:
-        value: x509.ExtensionType = one.value
-        if isinstance(value, x509.AuthorityKeyIdentifier):
-            value = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(_key_identifier(change.new))
-        builder = builder.add_extension(value, one.critical)
-    made = builder.sign(key, _hash(key))
-    pem = b"".join(one.public_bytes(Encoding.PEM) for one in (made, change.new_with_old))
-    durable.write(path, pem, mode=0o644)
-
-
 def hanging(config: Config, change: Transition, progress: Callable[[int], None] = lambda _: None) -> int:
     """How many certificates that have neither expired nor been revoked the old key signed."""
-    old_ski = _key_identifier(change.old).digest
+    old_ski = key_identifier(change.old).digest
     count = 0
     with Reader(config.ledger) as reader:
         for number, certificate_der in enumerate(reader.unexpired(time.time()), 1):
@@ -259,9 +256,10 @@ def _authority(certificate_der: bytes) -> bytes | None:
         return None
 
 
-def finish(ca: Ca, file: Path, hangs: int, *, force: bool) -> bool:
+def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> list[str]:
     """From the next reload on the old root is gone: from cacerts, from the CA's file, and its key from the
-    configuration `file`. False where `file` cannot be changed for the operator, who is to do that."""
+    configuration `file`. The CAs of that file whose key_id the operator is to change, since the configuration cannot
+    be changed for them."""
     change = under_way(ca)
     if not change.is_switched:
         raise ConfigError([f"the rollover of ca.{ca.name} is prepared only: estd ca rollover activate comes first"])
@@ -276,7 +274,8 @@ def finish(ca: Ca, file: Path, hangs: int, *, force: bool) -> bool:
     folder = transition.folder_of(ca.certificate)
     transition.write_state(folder, replace(change.state, stage="finished"))
     durable.write(ca.certificate, change.new.public_bytes(Encoding.PEM), mode=0o644)
-    return set_key_id(file, ca.name, change.state.old_key_id, change.state.new_key_id)
+    same = [one.name for one in config.cas.values() if one.certificate == ca.certificate]
+    return [name for name in same if not set_key_id(file, name, change.state.old_key_id, change.state.new_key_id)]
 
 
 def is_finished(ca: Ca) -> bool:
@@ -295,11 +294,18 @@ def archive(ca: Ca) -> None:
 
 
 def set_key_id(file: Path, name: str, old: str, new: str) -> bool:
-    """Change the one line key_id of [ca.NAME]; False where it is not there in the form that `estd init` writes."""
+    """Change the one line key_id of [ca.NAME]; False where it is not there in the form that `estd init` writes, or the
+    file is not for us to change: it may be read-only, mounted, or written by something else."""
     text = file.read_text(encoding="utf-8")
     changed = with_key_id(text, name, old, new)
     if changed is None:
         return False
-    if changed != text:
+    if changed == text:
+        return True
+    try:
+        if not file.stat().st_mode & stat.S_IWUSR:
+            return False
         durable.write(file, changed.encode(), mode=file.stat().st_mode & 0o777)
+    except OSError:
+        return False
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 from aiohttp import web
@@ -13,18 +14,23 @@ from estd import admin, material, turnover
 from estd.config import Config, parse
 from estd.errors import ConfigError
 from estd.logs import Log
+from estd.reload_report import Outcome, publish
 from estd.supervisor import Supervisor, claim
 
 
 def serve(path: Path) -> None:
     """Serve the instance until SIGTERM or SIGINT. Raises ConfigError with everything that stands in the way."""
+    began = time.monotonic()
     try:
         toml = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError([str(error)]) from error
     config = parse(toml, path.resolve().parent)
-    material.load(config)  # the children read it again; what is wrong is said here, before anything is bound
+    # The children read it again; what is wrong is said here, before anything is bound.
+    cas = material.load(config).shown_cas()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # a reload may be asked for from `claim` on
     descriptor = claim(config)
+    publish(config.run, Outcome(began=began, generation=1, problems=(), cas=cas))
     log = Log("supervisor")
     try:
         asyncio.run(_serve(path.resolve(), config, toml, log))
@@ -57,6 +63,7 @@ async def _serve(path: Path, config: Config, toml: str, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     try:
         runner = await admin.start(config.server.admin, supervisor, _desk(config, log))
     except OSError as error:

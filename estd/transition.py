@@ -33,6 +33,11 @@ class State:
     began: int
     """Seconds since 1970: the new key's birth."""
     activated: int | None = None
+    is_given: bool = False
+    """The new key was in the token already: nothing is made or removed there."""
+    kind: Literal["ec-p256", "ec-p384", "rsa-3072"] | None = None
+    years: int | None = None
+    """What `prepare` was asked for; a repeated one goes on with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

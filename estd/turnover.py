@@ -14,7 +14,7 @@ from estd import material
 from estd.config import Config, parse
 from estd.errors import ConfigError
 from estd.logs import Log
-from estd.reload_report import Outcome, publish
+from estd.reload_report import Outcome, last, publish
 from estd.supervisor import Supervisor
 
 
@@ -23,40 +23,43 @@ async def reload(supervisor: Supervisor, path: Path, log: Log) -> None:
     began = time.monotonic()
     run = supervisor.current.config.run
     log("reloading", file=str(path))
-    problems = await _attempt(supervisor, path)
+    before = last(run)
+    cas = {} if before is None else before.cas
+    try:
+        cas = await _attempt(supervisor, path)
+        problems = []
+    except ConfigError as error:
+        problems = error.problems
+    except (OSError, UnicodeDecodeError) as error:
+        problems = [str(error)]
     number = supervisor.current.number
     if problems:
         supervisor.reloads_refused += 1
         log("reload_refused", problems=problems, generation=number)
     else:
         log("reloaded", generation=number)
-    publish(run, Outcome(began=began, generation=number, problems=tuple(problems)))
+    publish(run, Outcome(began=began, generation=number, problems=tuple(problems), cas=cas))
 
 
-async def _attempt(supervisor: Supervisor, path: Path) -> list[str]:
-    """Commit the next generation; or say what stands in the way."""
-    try:
-        toml, config = await asyncio.to_thread(_read, path)
-        if fixed := _fixed(supervisor.current.config, config):
-            return fixed
-        made, problems = await supervisor.prepare(config, toml)
-    except ConfigError as error:
-        return error.problems
-    except (OSError, UnicodeDecodeError) as error:
-        return [str(error)]
+async def _attempt(supervisor: Supervisor, path: Path) -> dict[str, list[str]]:
+    """Commit the next generation, and say what it serves. Raises ConfigError, OSError, with what stands in the way."""
+    toml, config, cas = await asyncio.to_thread(_read, path)
+    if fixed := _fixed(supervisor.current.config, config):
+        raise ConfigError(fixed)
+    made, problems = await supervisor.prepare(config, toml)
     if problems:
         await supervisor.discard(made)
-        return problems
+        raise ConfigError(problems)
     supervisor.commit(made)
-    return []
+    return cas
 
 
-def _read(path: Path) -> tuple[str, Config]:
-    """The text and the configuration in it, whose files are well too. Raises ConfigError, OSError."""
+def _read(path: Path) -> tuple[str, Config, dict[str, list[str]]]:
+    """The text and the configuration in it, whose files are well too, and what is served by it. Raises ConfigError,
+    OSError."""
     toml = path.read_text(encoding="utf-8")
     config = parse(toml, path.resolve().parent)
-    material.load(config)
-    return toml, config
+    return toml, config, material.load(config).shown_cas()
 
 
 def _fixed(now: Config, new: Config) -> list[str]:

@@ -129,8 +129,9 @@ def _unasked(content: bytes, one_line: bool) -> bytes:
     return line if one_line or len(line) - 1 <= LINE_MAX else _wrap(line[:-1])
 
 
-def crls(crl_der: bytes) -> bytes:
-    """The body of /crls (RFC 8295 §4.2): a crls-only CMS SignedData around the CRL, wrapped, since it may be long."""
-    signed = _BEFORE_CERTIFICATES + der.tlv(_CRLS, crl_der) + _AFTER_CERTIFICATES
+def crls(crl_ders: Iterable[bytes]) -> bytes:
+    """The body of /crls (RFC 8295 §4.2): a crls-only CMS SignedData around the CRLs, in the order of their octets (they
+    are a SET), wrapped, since they may be long."""
+    signed = _BEFORE_CERTIFICATES + der.tlv(_CRLS, b"".join(crl_ders)) + _AFTER_CERTIFICATES
     message = der.tlv(der.SEQUENCE, _SIGNED_DATA + der.tlv(der.EXPLICIT_0, der.tlv(der.SEQUENCE, signed)))
     return _wrap(binascii.b2a_base64(message, newline=False))

@@ -74,6 +74,26 @@ def list_keys(token: Token) -> list[StoredKey]:
     return [StoredKey(key_id=key_id, label=label, public_key=public_key_of(session, key_id)) for key_id, label in found]
 
 
+def remove_half(token: Token, key_id: bytes) -> bool:
+    """Whether a whole pair with that CKA_ID is there. What an interrupted `generate` left of one is destroyed: a second
+    public key with that CKA_ID would be taken for the new pair's. Raises a TokenError."""
+    session = token.session(rw=True)
+    try:
+        found = {
+            kind: list(session.get_objects({Attribute.CLASS: kind, Attribute.ID: key_id}))
+            for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY)
+        }
+        if all(len(objects) == 1 for objects in found.values()):
+            return True
+        for one in [*found[ObjectClass.PRIVATE_KEY], *found[ObjectClass.PUBLIC_KEY]]:
+            one.destroy()
+        return False
+    except Exception as error:
+        raise classify(error, f"removing what is left of the key {key_id.hex()}") from error
+    finally:
+        session.close()
+
+
 def signer(token: Token, key_id: bytes) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     """The token's key in the shape that cryptography's builders take. Raises TokenRefused where it is not there."""
     public_key = public_key_of(token.login_session, key_id)

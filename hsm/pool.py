@@ -22,6 +22,7 @@ class SessionPool:
     """`sign_many` over N sessions of one login."""
 
     def __init__(self, token: Token, keys: Mapping[str, SigningKey], sessions: int) -> None:
+        self.names = frozenset(keys)
         self._first = Session(token, keys)
         self._queue: queue.SimpleQueue[_Part] = queue.SimpleQueue()
         self._threads = sessions if sessions > 1 else 0

@@ -205,6 +205,14 @@ def public_key_of(session: Any, key_id: bytes) -> PublicKey | None:
         raise classify(error, f"reading the public key {key_id.hex()}") from error
 
 
+def holds(session: Any, key_id: bytes) -> bool:
+    """Whether a private key with that CKA_ID is there."""
+    try:
+        return bool(list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})))
+    except Exception as error:
+        raise classify(error, f"looking for the key {key_id.hex()}") from error
+
+
 def private_key_of(session: Any, key_id: bytes) -> Any:
     """The private key object with that CKA_ID. Raises TokenRefused where there is not exactly one."""
     try:

@@ -26,15 +26,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("asked", "cli_reload", "cli_size", "csr", "issuer_link", "labels", "logs", "proxy", "requests_page"),
     ("client", "config", "issuance", "keygen", "names"),
     (
-        "crl_file", "crl_list", "csrattrs", "enrolling", "generation", "given_names", "identify", "ledger", "otp",
-        "renaming",
+        "crl_file", "crl_list", "crl_signers", "csrattrs", "enrolling", "generation", "given_names", "identify",
+        "ledger", "otp", "renaming",
     ),
     ("crl_keeper", "device_file", "instance", "ledger_link", "registry", "superseding", "supervisor"),
     ("command", "exposition", "importing", "ledger_process", "policy", "requests_desk"),
     ("admin", "admission", "cli_device", "cli_renewal", "cli_requests", "enquiry", "holding", "material", "registrar"),
-    ("items", "rollover", "turnover", "webhook"),
-    ("batch", "cli_rollover", "renewal_windows", "serve", "served"),
-    ("edge", "issuer"),
+    ("items", "key_update", "turnover", "webhook"),
+    ("batch", "renewal_windows", "rollover", "serve", "served"),
+    ("cli_rollover", "edge", "issuer"),
     ("checks", "cli_crl", "edge_process"),
     ("child", "cli"),
 )  # fmt: skip
@@ -49,7 +49,8 @@ TOKEN_USERS: dict[str, tuple[set[str], str]] = {
     "instance": ({"keys", "token"}, "estd init makes the token and the CA's key"),
     "command": ({"errors"}, "a TokenError becomes a sentence and an exit status"),
     "crl_keeper": ({"errors", "session"}, "the same seam as batch's, for CRLs"),
-    "rollover": ({"keys", "token"}, "estd ca rollover makes the new key and signs the certificates between the two"),
+    "rollover": ({"errors", "keys", "token"}, "estd ca rollover makes the new key"),
+    "key_update": ({"keys", "token"}, "it signs the certificates between the two keys"),
 }
 """Which rooms of estd import which rooms of hsm, and why."""
 

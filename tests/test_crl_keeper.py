@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from estd import crl_file, crl_list, crl_plan, ledger, ledger_crls, metrics, wire
 from estd.crl_keeper import CrlKeeper
 from estd.crl_plan import CrlPlan
+from estd.crl_signers import CrlSigner
 from estd.errors import Unavailable
 from estd.issuance import CaCertificate
 from estd.ledger import MIGRATIONS, LedgerBroken, LedgerError, Reader, Writer
@@ -121,7 +122,10 @@ class World:
     def start(self) -> CrlKeeper:
         """As an issuer that was made anew."""
         self.keeper = CrlKeeper(
-            plans={kind: self.plan(kind) for kind in self.kinds}, cas={kind: ca(kind) for kind in self.kinds},
+            crls=[
+                CrlSigner(name=kind, ca_name=kind, ca=ca(kind), key_id=b"\1", plan=self.plan(kind))
+                for kind in self.kinds
+            ],
             ledger=self.writer, signer=self, slot=self.slot, report=lambda _, **said: self.told.append(said),
             clock=lambda: self.now, ticks=lambda: self.now,
         )  # fmt: skip
@@ -405,9 +409,9 @@ def test_R45_an_edge_believes_no_file_but_its_cas(world: World, case: str, monke
     path = world.plan("ec-p256").file
     world.settle()
     good = path.read_bytes()
-    seen, fresh = crl_file.CrlBody(path, ca()), crl_file.CrlBody(path, ca())
+    seen, fresh = crl_file.CrlBody([path], [ca()]), crl_file.CrlBody([path], [ca()])
     body = seen.get()
-    assert body == wire.crls(good)
+    assert body == wire.crls([good])
     crl_file.write(path, HOSTILE[case](good))
     assert seen.get() == body
     with pytest.raises(Unavailable) as refused:
