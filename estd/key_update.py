@@ -3,7 +3,7 @@ server's own TLS certificate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import durable
@@ -84,15 +85,23 @@ def _hash(key: Any) -> hashes.SHA256 | hashes.SHA384:
     return hashes.SHA384() if key.key_size == 384 else hashes.SHA256()
 
 
-def sign_server_again(path: Path, change: Transition, token: Callable[[], Token]) -> None:
-    """The TLS certificate in the file, where the old key signed it: by the new one, and sent with NewWithOld. The token
-    is opened only then."""
+def try_key(key: Any) -> None:
+    """A signature that is verified and thrown away. Raises a TokenError."""
+    data = b"estd key probe: not a certificate, a CRL or anything else\0" + os.urandom(16)
+    if isinstance(key, rsa.RSAPrivateKey):
+        key.sign(data, padding.PKCS1v15(), _hash(key))
+    else:
+        key.sign(data, ec.ECDSA(_hash(key)))
+
+
+def sign_server_again(path: Path, change: Transition, token: Token) -> None:
+    """The TLS certificate in the file, where the old key signed it: by the new one, and sent with NewWithOld."""
     leaf = certificates(path)[0]
     try:
         leaf.verify_directly_issued_by(change.old)
     except (InvalidSignature, ValueError, TypeError):
         return  # somebody else's, or signed anew already
-    key: Any = keys.signer(token(), bytes.fromhex(change.state.new_key_id))
+    key: Any = keys.signer(token, bytes.fromhex(change.state.new_key_id))
     now = datetime.now(UTC).replace(microsecond=0)
     builder = x509.CertificateBuilder(
         subject_name=leaf.subject, issuer_name=change.new.subject, public_key=leaf.public_key(),

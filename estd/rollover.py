@@ -11,10 +11,11 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from cryptography import x509
@@ -133,6 +134,7 @@ def prepare(config: Config, ca: Ca, plan: Plan) -> Transition:
     transition.write_state(folder, state)
     if not state.is_given:
         state = _make_key(token, folder, state, state.kind or _kind(old.public_key()), ca.name)
+        _check_kept(config, state)
     made = key_update.make(token, old, state)
     for name, certificate in zip(CERTIFICATES, made, strict=True):
         durable.write(folder / f"{name}.pem", certificate.public_bytes(Encoding.PEM), mode=0o644)
@@ -223,16 +225,54 @@ def _make_key(token: Token, folder: Path, state: State, kind: keys.KeyKind, name
     return state
 
 
+def _check_kept(config: Config, state: State) -> None:
+    """Raises ConfigError unless another process finds the new key too: SoftHSM on a full disk makes one that it shows,
+    and lets sign, to nobody but the process that made it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as another:
+        why = another.submit(_try_key, config, state.new_key_id).result()
+    if why:
+        raise ConfigError([f"the token has not kept the new key ({why}); is its disk full? Then repeat this command"])
+
+
+def _try_key(config: Config, key_id: str) -> str:
+    """Why the key does not sign; nothing where it does."""
+    try:
+        key_update.try_key(keys.signer(_token(config), bytes.fromhex(key_id)))
+    except (TokenError, ConfigError) as error:
+        return str(error)
+    return ""
+
+
 def activate(config: Config, ca: Ca) -> Transition:
     """From the next reload on the new key issues. A TLS certificate that the old key signed is signed anew, and sent
     with NewWithOld, so that who trusts either root trusts the server."""
     change = under_way(ca)
     if change.is_switched:
         return change
-    key_update.sign_server_again(config.server.tls_certificate, change, partial(_token, config))
+    _check_new_key(token := _token(config), change)
+    key_update.sign_server_again(config.server.tls_certificate, change, token)
     folder = transition.folder_of(ca.certificate)
     transition.write_state(folder, replace(change.state, stage="active", activated=int(time.time())))
     return under_way(ca)
+
+
+def _check_new_key(token: Token, change: Transition) -> None:
+    """Raises ConfigError unless the token holds the new root's key, and it signs."""
+    told = ""
+    try:
+        key = keys.signer(token, bytes.fromhex(change.state.new_key_id))
+        key_update.try_key(key)
+        if key.public_key() != change.new.public_key():
+            told = "another key has its CKA_ID"
+    except TokenError as error:
+        told = str(error)
+    if told:
+        raise ConfigError(
+            [
+                f"the new root's key {change.state.new_key_id} is not in the token as it was ({told}). If the token "
+                "was restored, restore it from after prepare; else move the folder ca.rollover away and begin anew"
+            ]
+        )
 
 
 def hanging(config: Config, change: Transition, progress: Callable[[int], None] = lambda _: None) -> int:
