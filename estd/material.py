@@ -6,7 +6,7 @@ functions and refuse to start on the first problem.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +30,7 @@ from estd.policy import LabelPolicy, Rule
 from estd.proxy import Proxy, validities
 from estd.proxy_settings import ProxySettings
 from estd.ras import RaFile
+from estd.transition import Transition
 
 T = TypeVar("T")
 
@@ -98,7 +99,15 @@ def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
     return CaCertificate.of(own, [*path[1:], *(change.besides if change is not None else ())])
 
 
-def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
+def _anchors(path: Path, changes: Mapping[Path, Transition | None]) -> list[x509.Certificate]:
+    """The certificates of the file; where it is a CA's own, in a rollover both of its roots."""
+    change = changes.get(path)
+    if change is None or change.state.stage == "finished":
+        return certificates(path)
+    return [change.old, change.new]
+
+
+def _rule(allow: Allow, ca: CaCertificate | None, changes: Mapping[Path, Transition | None]) -> Rule:
     """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
     if allow.certificates is not None and ca is not None:
         return Rule(allow=allow, anchors=None, crls=None, ras=RaFile(allow.certificates, ca.certificate.subject))
@@ -108,7 +117,7 @@ def _rule(allow: Allow, ca: CaCertificate | None) -> Rule:
         raise ValueError(f"secret_file: {allow.hook.secret_file} is empty")
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
-    found = certificates(allow.anchors)
+    found = _anchors(allow.anchors, changes)
     return Rule(allow=allow, anchors=Anchors(found), crls=CrlFiles(allow.crls, found))
 
 
@@ -138,6 +147,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
         if (found := attempt(f"ca.{name}", partial(load_ca, ca))) is not None
     }
     changes = {name: transition.read(config.cas[name].certificate) for name in cas}
+    by_file = {config.cas[name].certificate: change for name, change in changes.items()}
     key_ids = {name: config.cas[name].key_id if change is None else change.key_id for name, change in changes.items()}
     crls = tuple(one for name, ca in cas.items() for one in signers(config.cas[name], ca, changes[name]))
     policies = tuple(
@@ -146,7 +156,11 @@ def read(config: Config) -> tuple[Material, list[str]]:
             rules=tuple(
                 rule
                 for index, allow in enumerate(label.allow)
-                if (rule := attempt(f"label.{label.name}.allow[{index}]", partial(_rule, allow, cas.get(label.ca))))
+                if (
+                    rule := attempt(
+                        f"label.{label.name}.allow[{index}]", partial(_rule, allow, cas.get(label.ca), by_file)
+                    )
+                )
                 is not None
             ),
             profiles=config.profiles,
