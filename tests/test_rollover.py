@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estd import rollover_toml, transition
 from estd.client import Access, EstClient, pem_of
 from estd.errors import Refused
-from tests import make, servers
+from tests import make, servers, tokens
 from tests.conftest import program
 from tests.servers import Server, wait_for
 from tests.test_reload import estd, retired
@@ -342,6 +342,9 @@ def test_R19_a_command_that_is_killed_is_repeated(folder: Path) -> None:
             estd("check", server.config)
             assert rollover(server, step, *options)["stage"] == stage
             estd("check", server.config)
+            held = tokens.held(server)
+            assert held["PRIVATE_KEY"] == held["PUBLIC_KEY"]
+            assert len(set(held["PRIVATE_KEY"])) == len(held["PRIVATE_KEY"]) == 2  # nothing orphaned, nothing twice
             shutil.rmtree(server.folder)
             shutil.copytree(before, server.folder)
         assert at > MOMENTS[step]
