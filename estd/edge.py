@@ -91,7 +91,6 @@ class Edge:
         self._draining = False
         self._keys = keygen.KeyService(keygen.SoftwareKeys())
         self._hashing = revocation.Hashing()
-        self._has_proxies = bool(config.proxies)
         self._tells_seen = bool(superseding(config.profiles))
         served = [Served(number, label, material, slot, log) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
@@ -167,6 +166,9 @@ class Edge:
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
+        if proxy.is_sent(request.headers):
+            shown = request.get_extra_info("tls").client_chain()
+            proxy.check_sender(served.proxies, request.headers, request.remote or "", shown, time.time())
         if operation in _POSTED:
             if request.method != "POST":
                 raise MethodNotAllowed("POST")
@@ -230,7 +232,7 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
-        passed_on = self._passed_on(request, served, chain) if self._has_proxies else None
+        passed_on = self._passed_on(request, served, chain) if served.proxies else None
         if passed_on is not None:
             chain = passed_on  # the connection's own certificate is the proxy's
         user, rule, claim = await self._basic(request, served, seen)

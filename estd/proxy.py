@@ -76,14 +76,20 @@ def validities(found: Sequence[x509.Certificate]) -> dict[bytes, tuple[float, fl
     }
 
 
+def is_sent(headers: Headers) -> bool:
+    """Whether such a header is there, in any letters: asked of each request, so three look-ups and nothing else."""
+    return "Client-Cert" in headers or "Client-Cert-Chain" in headers or "X-Forwarded-Client-Cert" in headers
+
+
+def check_sender(proxies: Sequence[Proxy], headers: Headers, address: str, chain: bytes, now: float) -> None:
+    """A 403 for such a header of anybody but one of `proxies`; what it holds is not looked at."""
+    if not any(proxy.is_peer(address, chain, now) for proxy in proxies):
+        raise _stranger(next(name for name in _NAMES if name in headers))
+
+
 def passed_on(proxies: Sequence[Proxy], headers: Headers, address: str, chain: bytes, now: float) -> bytes | None:
     """The device's certificates (DER after DER; empty without one) where the connection is a proxy's; None where it is
     the device's own. A 403 for a header of anybody else, a 400 for one that is not as its form has it."""
-    if not proxies:
-        for name in _NAMES:
-            if name in headers:
-                raise _stranger(name)
-        return None
     found = next((proxy for proxy in proxies if proxy.is_peer(address, chain, now)), None)
     sent = [name for name in _NAMES if headers.getall(name, [])]
     if found is None:
