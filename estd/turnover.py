@@ -10,7 +10,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from estd import material
+from estd import credential_files, material
 from estd.config import Config, parse
 from estd.errors import ConfigError
 from estd.logs import Log
@@ -37,8 +37,8 @@ async def _attempt(supervisor: Supervisor, path: Path) -> list[str]:
     """Commit the next generation; or say what stands in the way."""
     try:
         toml, config = await asyncio.to_thread(_read, path)
-        if fixed := _fixed(supervisor.current.config, config):
-            return fixed
+        if wrong := [*_fixed(supervisor.current.config, config), *credential_files.problems(config)]:
+            return wrong
         made, problems = await supervisor.prepare(config, toml)
     except ConfigError as error:
         return error.problems
@@ -65,7 +65,6 @@ def _fixed(now: Config, new: Config) -> list[str]:
         f"{name}: {wanted} needs a restart; this server runs with {has}"
         for name, has, wanted in (
             ("server.listen", now.server.listen, new.server.listen),
-            ("admin.credentials", now.approvers, new.approvers),
             ("server.admin", now.server.admin, new.server.admin),
             ("server.edges", now.server.edges, new.server.edges),
             ("server.issuers", now.server.issuers, new.server.issuers),
