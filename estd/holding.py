@@ -57,9 +57,10 @@ def changes(approved: Mapping[bytes, Verdict], waiting: Sequence[Verdict | None]
 
 
 def is_held(authorised: Authorised) -> bool:
-    """Whether its label has this request wait for a person."""
+    """Whether its label has this request wait for a person. A renewal under other names (ChangeSubjectName) is a
+    first certificate."""
     held = authorised.label.approval.held
-    return held == "all" or (held == "first" and authorised.renews is None)
+    return held == "all" or (held == "first" and (authorised.renews is None or authorised.renames))
 
 
 def judge(requests: Requests, asked: Sequence[Asked], now_ms: int) -> list[Verdict]:

@@ -110,7 +110,7 @@ class Approval:
     """Which requests wait for a person, how long and how many (docs/approval.md)."""
 
     held: Literal["off", "first", "all"]
-    """Where it is "first", a renewal does not wait."""
+    """Where it is "first", a renewal that keeps its names does not wait."""
     retry_seconds: int
     window_seconds: int
     waiting: int

@@ -89,6 +89,8 @@ class Authorised(NamedTuple):
     request: CertificationRequest
     renews: bytes | None
     """The serial of the certificate that this one renews."""
+    renames: bool
+    """It has other names than the one that it renews."""
     repeat_key: bytes
     """Equal for requests that are the same request sent again."""
     secret: OneTimeSecret | None = None
@@ -144,6 +146,7 @@ def authorise(
     profile = policy.profiles[for_device.profile if for_device is not None else client.profile]
     asked = names.of_extensions(request.subject, request.extensions)
     renewed = evidence.certificate if client.issued else for_device.certificate if for_device is not None else None
+    renames = False
     if evidence.renewal and renewed is None:
         raise Forbidden(
             Reason.NOT_ISSUED,
@@ -159,6 +162,7 @@ def authorise(
         granted = renewed.names
         if evidence.renewal and renaming.asks(request):
             granted = _renamed(policy.label, request, granted, profile)
+            renames = not names.same(granted, renewed.names)
     else:
         granted = names.grant(asked, client.names, profile)
     if request.key_kind not in profile.keys and not evidence.key_to_come:
@@ -173,6 +177,7 @@ def authorise(
         names=granted,
         request=request,
         renews=renewed.serial if renewed is not None else None,
+        renames=renames,
         repeat_key=_repeat_key(evidence, client, granted, profile, request),
         secret=client.secret,
     )

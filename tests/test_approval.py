@@ -20,10 +20,13 @@ from estd.frames import Answer, Request
 from estd.ledger import LedgerError, Reader, Writer
 from estd.ledger_link import WriterService
 from estd.ledger_requests import DECISIONS, Decision, Held, HeldRequest, Waiting
+from estd.names import Names
 from tests import make
 from tests.test_batch import GOOD, LEDGER_AWAY, NOW, Scene, SoftToken, asks, refused
 from tests.test_config import problems, text
 from tests.test_ledger import row
+from tests.test_renaming import asking, attribute
+from tests.test_renaming import change as renamed
 
 WINDOW_SECONDS = 3600
 RETRY_SECONDS = 60
@@ -56,9 +59,16 @@ approval_retry = "8h"
 [[label.all.allow]]
 who = "issued"
 labels = ["default", "other"]
+[label.renamed]
+ca = "root"
+approval = "first"
+change_names = true
+[[label.renamed.allow]]
+who = "issued"
+labels = ["other"]
 """
 )
-"""Label 0 holds first certificates, 1 nothing, 2 everything."""
+"""Label 0 holds first certificates, 1 nothing, 2 everything; 3 holds first ones, and renews under other names."""
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +279,28 @@ def test_R27_a_renewal_waits_where_the_label_holds_all(scene: Scene) -> None:
     (held,) = scene.act(asks(make.csr(key)))
     again = asks(make.csr(key), kind=frames.RENEW, user=None, rule=-1, chain=held.payload)
     assert refused(*scene.act(again)) == [GOOD]
+
+
+def test_R27_R23_a_renewal_under_other_names_is_a_first_certificate(scene: Scene) -> None:
+    """Where `first` is held, a ChangeSubjectName waits for a person, who sees the new names and what is renewed; one
+    for the names that the certificate has is a renewal and goes through. The approval is for these names alone."""
+    key = make.key()
+    (first,) = scene.act(asks(make.csr(key), label=1))
+    current = Names(subject=x509.load_der_x509_certificate(first.payload).subject, san=())
+
+    def renewal(name: x509.Name) -> Request:
+        made = asking(attribute(renamed(name)), key=key, names=current)
+        return asks(made.csr_der, kind=frames.RENEW, user=None, rule=-1, chain=first.payload)._replace(label=3)
+
+    assert refused(*scene.act(renewal(current.subject))) == [GOOD]
+    assert refused(*scene.act(renewal(make.name("device-2")))) == [WAITS]
+    (one,) = listed(scene)
+    assert (one.subject, one.renews, one.label) == ("CN=device-2", first.serial, "renamed")
+    approve(scene)
+    assert refused(*scene.act(renewal(make.name("device-3")))) == [WAITS]
+    assert refused(*scene.act(renewal(make.name("device-2")))) == [GOOD]
+    assert states(scene) == ["issued", "pending"]
+    assert len(scene.token.signed) == 3
 
 
 def test_R27_an_approval_that_is_withdrawn_within_the_batch_issues_nothing(scene: Scene) -> None:
