@@ -142,11 +142,6 @@ def _cross_check(config: Config) -> list[str]:
         named = [config.profiles[rule.profile] for rule in label.allow if rule.profile in config.profiles]
         if label.serverkeygen and not any(profile.keys & {*label.serverkeygen} for profile in named):
             problems.append(f"{where}.serverkeygen: no profile of the label's rules takes a key of these kinds")
-        if label.serverkeygen and label.approval.held != "off":
-            problems.append(
-                f"{where}.serverkeygen: cannot be had with approval, for each poll would bring a new key that waits "
-                "anew: give it a label of its own"
-            )
         strange = [one for one in label.proxies if one not in config.proxies]
         problems += [f"{where}.proxies: there is no [proxy.{one}]" for one in strange]
         for index, allow in enumerate(label.allow):

@@ -250,6 +250,7 @@ class Edge:
         deadline = time.monotonic() + self._config.server.deadline_seconds
         linked = passed_on is None and csr.may_be_linked(sent.csr_der)
         binding = connection.channel_binding() if linked else b""
+        held = label.approval.held != "off"
         verdict = b""
         if served.webhook is not None:
             said = await served.webhook.ask(chain=chain, claim=claim, operation=operation, csr_der=sent.csr_der)
@@ -270,10 +271,11 @@ class Edge:
                     binding=binding,
                     chain=chain,
                     csr_der=csr_der,
-                    peer=(request.remote or "") if label.approval.held != "off" else "",
+                    peer=(request.remote or "") if held else "",
                     claim=pack_claim(claim),
                     verdict=verdict,
                     revocation=kept,
+                    asked_key=csr.key_sha256(sent.csr_der) if held and operation == "serverkeygen" else b"",
                 )
             )
             seen.identity = given.identity or seen.identity

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from estd import csr, holding, policy, registry
 from estd.devices import DeviceKey, Use
 from estd.errors import REASONS, EstError
-from estd.frames import Answer, Request
+from estd.frames import MAY, Answer, Request
 from estd.issuance import CertificateDer, Issuer, Prepared
 from estd.ledger import Row
 from estd.policy import Authorised, Client, Evidence, Issued
@@ -96,7 +96,8 @@ def without_twins(items: list[Item]) -> list[Item]:
         assert item.authorised is not None
         found = first.setdefault(item.authorised.repeat_key, item)
         item.twin = found if found is not item else None
-        secret = item.authorised.secret if found is item else None
+        uses = found is item and item.request.kind != MAY
+        secret = item.authorised.secret if uses else None
         if secret is not None and secrets.setdefault(secret.key, item) is not item:
             item.refuse(registry.spent())
             del first[item.authorised.repeat_key]

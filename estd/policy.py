@@ -54,6 +54,8 @@ class Evidence(NamedTuple):
     """The edge makes the key (serverkeygen)."""
     key_to_come: bool = False
     """It has not made it yet: the request's key stands for it."""
+    asked_key: bytes = b""
+    """The SHA-256 of the key in the client's own serverkeygen, where the label holds requests."""
     told: registry.Told = registry.NOTHING
     """What the registry and the webhook know, where the label asks them."""
 
@@ -93,6 +95,10 @@ class Authorised(NamedTuple):
     """It has other names than the one that it renews."""
     repeat_key: bytes
     """Equal for requests that are the same request sent again."""
+    held_key: bytes
+    """Equal for requests that one decision of a person is about."""
+    asked_key: bytes
+    """As in the evidence."""
     secret: OneTimeSecret | None = None
     """To be marked as used with the certificate."""
 
@@ -170,6 +176,10 @@ def authorise(
             Reason.KEY_REFUSED,
             f"The profile takes keys of {', '.join(sorted(profile.keys))}; this one is {request.key_kind}.",
         )
+    repeat_key = _repeat_key(evidence, client, granted, profile, request.spki_der)
+    held_key = repeat_key
+    if evidence.asked_key:  # the key of each try is another
+        held_key = _repeat_key(evidence, client, granted, profile, evidence.asked_key)
     return Authorised(
         label=policy.label,
         profile=profile,
@@ -178,7 +188,9 @@ def authorise(
         request=request,
         renews=renewed.serial if renewed is not None else None,
         renames=renames,
-        repeat_key=_repeat_key(evidence, client, granted, profile, request),
+        repeat_key=held_key if evidence.key_to_come else repeat_key,
+        held_key=held_key,
+        asked_key=evidence.asked_key,
         secret=client.secret,
     )
 
@@ -249,15 +261,13 @@ def _check_renewal(
         raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with a new key only.")
 
 
-def _repeat_key(
-    evidence: Evidence, client: Client, granted: names.Names, profile: Profile, request: CertificationRequest
-) -> bytes:
-    """A hash of (label, operation, credential, SubjectPublicKeyInfo, names, profile)."""
+def _repeat_key(evidence: Evidence, client: Client, granted: names.Names, profile: Profile, key: bytes) -> bytes:
+    """A hash of (label, operation, credential, SubjectPublicKeyInfo or its hash, names, profile)."""
     parts: list[Any] = [
         evidence.label.encode(),
         b"renew" if evidence.renewal else b"enroll",
         client.identity.encode(),
-        request.spki_der,
+        key,
         granted.subject_der,
         granted.san_der,
         profile.name.encode(),

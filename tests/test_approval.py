@@ -37,6 +37,7 @@ HELD = (
     text("profile.device", 'subject = "csr"', 'dns = "csr"', 'keys = ["ec-p256"]')
     + """
 approval = "first"
+serverkeygen = ["ec-p256"]
 approval_window = "1h"
 approval_waiting = 5
 approval_waiting_each = 3
@@ -301,6 +302,43 @@ def test_R27_R23_a_renewal_under_other_names_is_a_first_certificate(scene: Scene
     assert refused(*scene.act(renewal(make.name("device-2")))) == [GOOD]
     assert states(scene) == ["issued", "pending"]
     assert len(scene.token.signed) == 3
+
+
+def test_R27_R29_a_key_that_is_to_be_made_waits_for_a_person(scene: Scene) -> None:
+    """serverkeygen: the question waits before there is a key, whichever edge asks it; once approved, one key that was
+    made meanwhile is certified, and no second one. Nothing is signed before."""
+    own = make.key()
+
+    def asked(kind: int, device: object = own) -> Request:
+        return asks(make.csr(), kind=kind, asked_key=csr.key_sha256(make.csr(device)))
+
+    assert refused(*scene.act(asked(frames.MAY)), *scene.act(asked(frames.MAY))) == [WAITS] * 2
+    (one,) = listed(scene)
+    assert (one.key_kind, one.spki_sha256) == ("serverkeygen", csr.key_sha256(make.csr(own)))
+    assert refused(*scene.act(asked(frames.KEYGEN), asked(frames.MAY, make.key()))) == [WAITS] * 2
+    assert states(scene) == ["pending", "pending"]
+    assert decides(scene, "denied", "no", 1)
+    assert decides(scene, "approved", number=0)
+    assert scene.token.signed == []
+    (may,) = scene.act(asked(frames.MAY))
+    assert (refused(may), may.serial, may.payload) == ([GOOD], b"", b"")
+    assert scene.token.signed == []
+    answers = scene.act(asked(frames.KEYGEN), asked(frames.KEYGEN))
+    assert refused(*answers) == [GOOD, WAITS]
+    assert listed(scene)[0].serial == answers[0].serial
+    assert refused(*scene.act(asked(frames.MAY))) == [WAITS]
+    assert states(scene) == ["issued", "denied", "pending"]
+
+
+def test_R27_R29_a_key_is_not_certified_where_the_approval_was_withdrawn(scene: Scene) -> None:
+    """A denial between the question and the key that was made for it holds."""
+    held = {"asked_key": bytes(32)}
+    scene.act(asks(kind=frames.MAY, **held))
+    approve(scene)
+    assert refused(*scene.act(asks(kind=frames.MAY, **held))) == [GOOD]
+    assert decides(scene, "denied", "not one of ours")
+    assert refused(*scene.act(asks(kind=frames.KEYGEN, **held))) == [DENIED]
+    assert scene.token.signed == []
 
 
 def test_R27_an_approval_that_is_withdrawn_within_the_batch_issues_nothing(scene: Scene) -> None:
