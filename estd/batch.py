@@ -226,7 +226,7 @@ class BatchLine:
             if secret is not None and secret.spent:
                 raise registry.spent()
             if not holding.is_held(item.authorised):
-                item.issued(b"", b"")
+                item.may()
             return
         now_ms = int(now * 1000)
         key = item.authorised.repeat_key
@@ -267,7 +267,7 @@ class BatchLine:
         for item, verdict in zip(held, verdicts, strict=True):
             item.verdict = verdict
             if verdict.refusal is None and item.evidence is not None and item.evidence.key_to_come:
-                item.issued(b"", b"")
+                item.may()
             elif verdict.refusal is not None and verdict.waiting is None:
                 item.refuse(verdict.refusal)
         left = [item for item in items if item.answer is None]

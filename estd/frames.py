@@ -73,7 +73,8 @@ class Answer(NamedTuple):
     identity: str
     serial: bytes
     payload: bytes
-    """With a status of 200 the certificate's DER, or what a question asks for; else the refusal's sentence."""
+    """With a status of 200 the certificate's DER, or what a question asks for (MAY: the kinds of key that its profile
+    takes, apart by commas); else the refusal's sentence."""
 
 
 def pack_request(request: Request) -> bytes:

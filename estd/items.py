@@ -47,6 +47,11 @@ class Item:
     def issued(self, serial: bytes, certificate_der: bytes) -> None:
         self.answer = Answer(self.request.id, 200, 0, 0, self.identity, serial, certificate_der)
 
+    def may(self) -> None:
+        """The client may have a certificate for a key that is to be made: of which kinds."""
+        assert self.authorised is not None
+        self.issued(b"", ",".join(sorted(self.authorised.profile.keys)).encode())
+
     def use(self, row: Row) -> Use | None:
         """The one-time secret that this certificate uses up; None without one."""
         assert self.authorised is not None

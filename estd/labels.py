@@ -286,6 +286,12 @@ def _generated(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def profiles_of(label: Label) -> frozenset[str]:
+    """The profiles that the label's rules name, a webhook's choice too. A registry's row may name any other."""
+    named = {allow.profile for allow in label.allow if allow.profile is not None}
+    return frozenset(named.union(*(allow.hook.profiles for allow in label.allow if allow.hook is not None)))
+
+
 def ungranted(allow: Allow, profile: Profile) -> list[str]:
     """The kinds of names that a rule makes and its profile does not take from the identity."""
     if allow.names is None:

@@ -321,7 +321,7 @@ def test_R27_R29_a_key_that_is_to_be_made_waits_for_a_person(scene: Scene) -> No
     assert decides(scene, "approved", number=0)
     assert scene.token.signed == []
     (may,) = scene.act(asked(frames.MAY))
-    assert (refused(may), may.serial, may.payload) == ([GOOD], b"", b"")
+    assert (refused(may), may.serial, may.payload) == ([GOOD], b"", b"ec-p256")
     assert scene.token.signed == []
     answers = scene.act(asked(frames.KEYGEN), asked(frames.KEYGEN))
     assert refused(*answers) == [GOOD, WAITS]
