@@ -251,6 +251,7 @@ class Edge:
         linked = passed_on is None and csr.may_be_linked(sent.csr_der)
         binding = connection.channel_binding() if linked else b""
         held = label.approval.held != "off"
+        peer = self._peer(request, served) if held else ""
         verdict = b""
         if served.webhook is not None:
             said = await served.webhook.ask(chain=chain, claim=claim, operation=operation, csr_der=sent.csr_der)
@@ -271,7 +272,7 @@ class Edge:
                     binding=binding,
                     chain=chain,
                     csr_der=csr_der,
-                    peer=(request.remote or "") if held else "",
+                    peer=peer,
                     claim=pack_claim(claim),
                     verdict=verdict,
                     revocation=kept,
@@ -302,6 +303,11 @@ class Edge:
                 "reach this server directly, or another label.",
             )
         return given
+
+    def _peer(self, request: web.BaseRequest, served: Served) -> str:
+        """Where the request comes from, for a person who decides on it."""
+        shown = request.get_extra_info("tls").client_chain() if served.proxies else b""
+        return proxy.device_address(served.proxies, request.headers, request.remote or "", shown, time.time())
 
     async def _basic(
         self, request: web.BaseRequest, served: Served, seen: _Seen

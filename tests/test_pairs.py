@@ -81,7 +81,7 @@ def _labels(port: int) -> str:
         for kind in KINDS
     )  # fmt: skip
     return "".join((
-        '[proxy.front]\ncertificates = "front.pem"\nform = "rfc9440"\n',
+        '[proxy.front]\ncertificates = "front.pem"\nform = "rfc9440"\naddress_header = "X-Forwarded-For"\n',
         '[profile.ed]\nkeys = ["ed25519"]\nother_names = "replace"\n',
         _label("hook", _GENERATES + _BEHIND, _ISSUED, hook),
         _label("hook-held", _GENERATES + _HELD, hook),
@@ -266,22 +266,31 @@ def test_registry_expired(pairs: Pairs) -> None:
 
 
 def test_proxy_approval(pairs: Pairs) -> None:
-    """R27: what waits is the device's, found again through the proxy; the address that a person sees is the
-    connection's, whatever X-Forwarded-For says."""
+    """R27: what waits is the device's, found again through the proxy; the address that a person sees is the one that
+    the proxy wrote last, and a device's own word for it counts for nothing."""
     number = "PA-1"
     pairs.add(number, "factory-held", maker=MAKER)
     device, csr_der = pairs.device(number), make.csr()
     with pairs.client("factory-held", pairs.front) as client:
         answer = client.request(
             "POST", "simpleenroll", make.body(csr_der), Content_Type="application/pkcs10", Client_Cert=sf(device),
-            X_Forwarded_For="192.0.2.7",
+            X_Forwarded_For="198.51.100.1, 192.0.2.7",
         )  # fmt: skip
         answer.read()
     assert answer.status == 202
     waiting = newest(pairs.server)
     assert waiting is not None
-    assert (waiting.identity, waiting.peer) == (f"device:factory-held/{MAKER}/{number}", "127.0.0.1")
+    assert (waiting.identity, waiting.peer) == (f"device:factory-held/{MAKER}/{number}", "192.0.2.7")
     pairs.decide()
+    pairs.add("PA-2", "factory-held", maker=MAKER)
+    with pairs.client("factory-held", pairs.device("PA-2")) as client:
+        body = make.body(make.csr())
+        client.request(
+            "POST", "simpleenroll", body, Content_Type="application/pkcs10", X_Forwarded_For="192.0.2.7"
+        ).read()  # fmt: skip
+    second = newest(pairs.server)
+    assert second is not None
+    assert (second.identity, second.peer) == (f"device:factory-held/{MAKER}/PA-2", "127.0.0.1")
     assert pairs.passed_on("factory-held", "simpleenroll", csr_der, device) == 200
     assert pairs.passed_on("factory-held", "simpleenroll", make.csr(), pairs.front) == 401
 

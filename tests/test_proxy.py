@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -26,7 +26,7 @@ from multidict import CIMultiDict
 from estd import config
 from estd.client import Refused
 from estd.errors import EstError, Reason
-from estd.proxy import Proxy, check_sender, is_sent, passed_on, validities
+from estd.proxy import Proxy, check_sender, device_address, is_sent, passed_on, validities
 from tests import make, servers
 from tests.conftest import program
 from tests.make import Identity
@@ -125,6 +125,31 @@ def test_who_may_pass_certificates_on(case: str) -> None:
         check_sender(peer.proxies, from_device("junk"), *args)
         assert passed_on(peer.proxies, from_device(), *args) == DEVICE.der
         assert passed_on(peer.proxies, headers(("Host", "x")), *args) == b""
+
+
+ADDRESSES = {
+    "one": (["192.0.2.7"], "192.0.2.7"),
+    "what the device wrote stands before": (["10.9.9.9, 192.0.2.7"], "192.0.2.7"),
+    "on a line of its own": (["10.9.9.9", "192.0.2.7"], "192.0.2.7"),
+    "IPv6": (["2001:DB8::7\t"], "2001:db8::7"),
+    "none": ([], INSIDE),
+    "empty": (["192.0.2.7,"], INSIDE),
+    "no address": (["<script>"], INSIDE),
+    "a name": (["192.0.2.7, device.example"], INSIDE),
+}
+
+
+@pytest.mark.parametrize("case", ADDRESSES)
+def test_the_address_that_a_person_sees(case: str) -> None:
+    """The last one in the header that the proxy's table names, where it is an address; from a stranger, and by a proxy
+    without such a header, the connection's."""
+    lines, expected = ADDRESSES[case]
+    sent = headers(*[("x-forwarded-for", one) for one in lines])
+    telling = replace(BY_ADDRESS, address_header="X-Forwarded-For")
+    assert device_address([telling], sent, INSIDE, b"", NOW) == expected
+    assert device_address([telling], sent, OUTSIDE, b"", NOW) == OUTSIDE
+    assert device_address([BY_ADDRESS], sent, INSIDE, b"", NOW) == INSIDE
+    assert device_address([], sent, OUTSIDE, b"", NOW) == OUTSIDE
 
 
 RIGHT: dict[str, tuple[Proxy, list[tuple[str, str]], list[Identity]]] = {
@@ -261,6 +286,7 @@ def test_no_text_raises_anything_else(form: Proxy, values: list[str], lead: bool
         (['addresses = ["10.0.0.1/8"]', 'form = "xfcc"'], "proxy.front.addresses: "),
         (['addresses = "10.0.0.0/8"', 'form = "xfcc"', 'certificates = "c"'], "proxy.front.addresses: "),
         (['addresses = ["10.0.0.0/8"]', 'form = "pem"'], "proxy.front.form: "),
+        (['addresses = ["10.0.0.0/8"]', 'form = "xfcc"', 'address_header = "X: "'], "proxy.front.address_header: "),
         (['addresses = ["10.0.0.0/8"]', 'form = "xfcc"', "trusted = true"], "proxy.front.trusted: is not a key"),
     ],
 )
@@ -400,8 +426,10 @@ def test_a_device_that_writes_the_header_is_refused(stage: Stage) -> None:
     assert stage.server.metric("estd_rejections_total", reason="proxy") >= 15
 
 
-OPERATIONS = [("GET", "cacerts"), ("GET", "csrattrs"), ("POST", "simpleenroll"), ("POST", "simplereenroll"),
-              ("POST", "serverkeygen")]  # fmt: skip
+OPERATIONS = [
+    *(("GET", one) for one in ("cacerts", "csrattrs", "crls", "renewal-info/AA.AA")),
+    *(("POST", one) for one in ("simpleenroll", "simplereenroll", "serverkeygen")),
+]
 WRITTEN = [
     ["Client-Cert: ::"], ["client-cert: x"], ["CLIENT-CERT-CHAIN: x"], ["X-Forwarded-Client-Cert: "],
     ["x-forwarded-client-cert: Hash=00"], ["Client-Cert: ::", "client-CERT: ::"],
