@@ -85,10 +85,11 @@ def _labels(port: int) -> str:
         '[profile.ed]\nkeys = ["ed25519"]\nother_names = "replace"\n',
         _label("hook", _GENERATES + _BEHIND, _ISSUED, hook),
         _label("hook-held", _GENERATES + _HELD, hook),
-        _label("hook-asks", 'csrattrs = "legacy"\n', hook),
+        _label("hook-asks", 'csrattrs = "legacy"\n', hook.replace('profile = "registered"', 'profile = "ed"')),
         _label("secret", _GENERATES + _BEHIND, _SECRETS),
         _label("secret-held", _GENERATES + _HELD, _SECRETS),
         _label("factory", _GENERATES + _BEHIND + 'expired_window = "30d"\n', _ISSUED, _FACTORY),
+        _label("factory-ed", _GENERATES, _FACTORY.replace('"registered"', '"ed"')),
         _label("factory-held", _HELD + _BEHIND, _FACTORY),
         _label("ra-held", _GENERATES + _HELD, _RA),
         *exact,
@@ -401,8 +402,8 @@ def test_serverkeygen_webhook(pairs: Pairs) -> None:
 
 def test_serverkeygen_registry_profile(pairs: Pairs) -> None:
     """A row's own profile says which kind is made, also where no rule of the label names it."""
-    pairs.add("KR-1", "factory", "--profile", "only-rsa-3072", maker=MAKER)
-    key, _ = generate(pairs.client("factory", pairs.device("KR-1")), make.csr())
+    pairs.add("KR-1", "factory-ed", "--profile", "only-rsa-3072", maker=MAKER)
+    key, _ = generate(pairs.client("factory-ed", pairs.device("KR-1")), make.csr())
     assert isinstance(key, rsa.RSAPrivateKey)
     assert key.key_size == 3072
 
@@ -451,8 +452,8 @@ def test_serverkeygen_enforced_csrattrs(kind: str, pairs: Pairs) -> None:
 
 
 def test_csrattrs_webhook(pairs: Pairs) -> None:
-    """R36: csrattrs tells what all profiles want alike that the webhook may choose from: of Ed25519 and others, no kind
-    of key."""
+    """R36: csrattrs tells what all profiles want alike that the webhook may choose from, not the rule's own profile
+    alone: of Ed25519 and others, no kind of key."""
     with pairs.client("hook-asks") as client:
         asked = client.csrattrs().attributes
     assert "1.2.840.113549.1.9.14" in asked
