@@ -173,6 +173,7 @@ class BatchLine:
             binding=request.binding,
             keygen=request.kind in (frames.MAY, frames.KEYGEN),
             key_to_come=request.kind == frames.MAY,
+            asked_key=request.asked_key,
         )
         if (told := self._enquiry.told(request)) is not None:
             item.evidence = item.evidence._replace(told=told)
@@ -224,7 +225,8 @@ class BatchLine:
         if item.evidence.key_to_come:
             if secret is not None and secret.spent:
                 raise registry.spent()
-            item.issued(b"", b"")
+            if not holding.is_held(item.authorised):
+                item.may()
             return
         now_ms = int(now * 1000)
         key = item.authorised.repeat_key
@@ -264,7 +266,9 @@ class BatchLine:
             verdicts = [holding.Verdict(trouble)] * len(held)
         for item, verdict in zip(held, verdicts, strict=True):
             item.verdict = verdict
-            if verdict.refusal is not None and verdict.waiting is None:
+            if verdict.refusal is None and item.evidence is not None and item.evidence.key_to_come:
+                item.may()
+            elif verdict.refusal is not None and verdict.waiting is None:
                 item.refuse(verdict.refusal)
         left = [item for item in items if item.answer is None]
         waiting = [item for item in left if item.verdict is not None and item.verdict.waiting is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from OpenSSL import SSL
 
-from estd import credentials, material, tls
+from estd import credential_files, material, tls
 from estd.config import Config, parse
 from estd.errors import ConfigError, EstError
 from estd.issuer import open_signer
@@ -28,7 +28,7 @@ def check(path: Path) -> list[str]:
         return [str(error)]
     found, problems = material.read(config)
     problems += _tls(config)
-    problems += _credentials(config)
+    problems += credential_files.problems(config)
     problems += _crls(found)
     problems += _secret_files(config)
     try:
@@ -51,24 +51,6 @@ def _tls(config: Config) -> list[str]:
     if left < timedelta(0):
         return [f"server.tls_certificate: expired at {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"]
     return []
-
-
-def _credentials(config: Config) -> list[str]:
-    problems: list[str] = []
-    for label in config.labels.values():
-        for index, allow in enumerate(label.allow):
-            if allow.credentials is None:
-                continue
-            try:
-                credentials.parse(allow.credentials.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                problems.append(f"label.{label.name}.allow[{index}].credentials: {error}")
-    if config.approvers is not None:
-        try:
-            credentials.parse(config.approvers.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            problems.append(f"admin.credentials: {error}")
-    return problems
 
 
 def _crls(found: material.Material) -> list[str]:

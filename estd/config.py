@@ -13,7 +13,7 @@ from pathlib import Path
 
 from estd.crl_plan import CrlPlan, read_plan
 from estd.errors import ConfigError
-from estd.labels import Label, Profile, read_label, read_profile, ungranted
+from estd.labels import Label, Profile, profiles_of, read_label, read_profile, ungranted
 from estd.proxy_settings import ProxySettings, read_proxy
 from estd.toml_table import Address, Table, address
 
@@ -139,14 +139,9 @@ def _cross_check(config: Config) -> list[str]:
             problems.append(f"{where}.ca: there is no [ca.{label.ca}]")
         if label.csrattrs_profile is not None and label.csrattrs_profile not in config.profiles:
             problems.append(f"{where}.csrattrs_profile: there is no [profile.{label.csrattrs_profile}]")
-        named = [config.profiles[rule.profile] for rule in label.allow if rule.profile in config.profiles]
+        named = [config.profiles[name] for name in profiles_of(label) if name in config.profiles]
         if label.serverkeygen and not any(profile.keys & {*label.serverkeygen} for profile in named):
             problems.append(f"{where}.serverkeygen: no profile of the label's rules takes a key of these kinds")
-        if label.serverkeygen and label.approval.held != "off":
-            problems.append(
-                f"{where}.serverkeygen: cannot be had with approval, for each poll would bring a new key that waits "
-                "anew: give it a label of its own"
-            )
         strange = [one for one in label.proxies if one not in config.proxies]
         problems += [f"{where}.proxies: there is no [proxy.{one}]" for one in strange]
         for index, allow in enumerate(label.allow):

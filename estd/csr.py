@@ -241,6 +241,11 @@ def _challenge_password(request: x509.CertificateSigningRequest, csr_der: bytes)
     return bytes(found[0].value)
 
 
+def key_sha256(csr_der: bytes) -> bytes:
+    """The SHA-256 of the SubjectPublicKeyInfo of a request that was loaded. Nothing is verified."""
+    return hashlib.sha256(_subject_public_key_info(csr_der[der.content_start(csr_der, 0) :])).digest()
+
+
 def key_hash(csr_der: bytes) -> int:
     """A number that is equal for requests with the same key; 0 for what is no request. Nothing is verified."""
     try:

@@ -17,7 +17,7 @@ from estd import challenges, der
 from estd.csr import CertificationRequest
 from estd.errors import BadRequest, Reason
 from estd.issuance import key_usage
-from estd.labels import Label, Profile
+from estd.labels import Label, Profile, profiles_of
 
 CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
@@ -87,8 +87,8 @@ class Demands:
 
 def demands(label: Label, profiles: Mapping[str, Profile]) -> Demands:
     """What the label asks of a request."""
-    names = {allow.profile for allow in label.allow} if label.csrattrs_profile is None else {label.csrattrs_profile}
-    wanted = [profiles[name] for name in sorted(name for name in names if name is not None)]
+    names = profiles_of(label) if label.csrattrs_profile is None else {label.csrattrs_profile}
+    wanted = [profiles[name] for name in sorted(names)]
     extensions = [_extensions(profile) for profile in wanted]
     return Demands(
         keys=frozenset().union(*(profile.keys for profile in wanted)),

@@ -91,7 +91,6 @@ class Edge:
         self._draining = False
         self._keys = keygen.KeyService(keygen.SoftwareKeys())
         self._hashing = revocation.Hashing()
-        self._has_proxies = bool(config.proxies)
         self._tells_seen = bool(superseding(config.profiles))
         served = [Served(number, label, material, slot, log) for number, label in enumerate(config.labels.values())]
         default = next(one for one in served if one.label.name == config.server.default_label)
@@ -168,6 +167,9 @@ class Edge:
         served, operation = route
         seen.operation = operation
         seen.label = served.label.name
+        if proxy.is_sent(request.headers):
+            shown = request.get_extra_info("tls").client_chain()
+            proxy.check_sender(served.proxies, request.headers, request.remote or "", shown, time.time())
         if operation in _POSTED:
             if request.method != "POST":
                 raise MethodNotAllowed("POST")
@@ -231,7 +233,7 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
-        passed_on = self._passed_on(request, served, chain) if self._has_proxies else None
+        passed_on = self._passed_on(request, served, chain) if served.proxies else None
         if passed_on is not None:
             chain = passed_on  # the connection's own certificate is the proxy's
         user, rule, claim = await self._basic(request, served, seen)
@@ -249,6 +251,8 @@ class Edge:
         deadline = time.monotonic() + self._config.server.deadline_seconds
         linked = passed_on is None and csr.may_be_linked(sent.csr_der)
         binding = connection.channel_binding() if linked else b""
+        held = label.approval.held != "off"
+        peer = self._peer(request, served) if held else ""
         verdict = b""
         if served.webhook is not None:
             said = await served.webhook.ask(chain=chain, claim=claim, operation=operation, csr_der=sent.csr_der)
@@ -269,10 +273,11 @@ class Edge:
                     binding=binding,
                     chain=chain,
                     csr_der=csr_der,
-                    peer=(request.remote or "") if label.approval.held != "off" else "",
+                    peer=peer,
                     claim=pack_claim(claim),
                     verdict=verdict,
                     revocation=kept,
+                    asked_key=csr.key_sha256(sent.csr_der) if held and operation == "serverkeygen" else b"",
                 )
             )
             seen.identity = given.identity or seen.identity
@@ -299,6 +304,11 @@ class Edge:
                 "reach this server directly, or another label.",
             )
         return given
+
+    def _peer(self, request: web.BaseRequest, served: Served) -> str:
+        """Where the request comes from, for a person who decides on it."""
+        shown = request.get_extra_info("tls").client_chain() if served.proxies else b""
+        return proxy.device_address(served.proxies, request.headers, request.remote or "", shown, time.time())
 
     async def _basic(
         self, request: web.BaseRequest, served: Served, seen: _Seen

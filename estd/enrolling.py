@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -28,6 +28,7 @@ from estd.client import Access, EstClient, pem_of
 from estd.errors import ClientError, Refused
 from estd.toml_table import duration
 
+T = TypeVar("T")
 _ASK_AGAIN_SECONDS = 60
 _TLS = {None: None, "1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
@@ -108,11 +109,14 @@ def enroll(options: Options) -> dict[str, Any]:
                 return make_csr(key, subject, san, None, [(challenges.IDENTITY_LINKING.oid, binding), *more])
             return make_csr(key, subject, san, binding, more)
 
-        certified: PrivateKeyTypes = key
-        if options.serverkeygen:
-            certified, certificate = client.serverkeygen(request, link=done["linked"])
-        else:
-            certificate = _ask(client, access, options, request, link=done["linked"])
+        link: bool = done["linked"]
+
+        def ask(client: EstClient) -> tuple[PrivateKeyTypes, x509.Certificate]:
+            if options.serverkeygen:
+                return client.serverkeygen(request, link=link)
+            return key, client.enroll(request, renew=options.renew, link=link)
+
+        certified, certificate = _ask(client, access, ask, options.wait)
     if not (options.renew and options.same_key):
         _write_key(Path(f"{options.out}.key"), certified)
         done["key"] = f"{options.out}.key"
@@ -126,14 +130,12 @@ def enroll(options: Options) -> dict[str, Any]:
     }
 
 
-def _ask(
-    client: EstClient, access: Access, options: Options, make: Callable[[bytes | None], bytes], *, link: bool
-) -> x509.Certificate:
-    """The certificate, asked for until `options.wait` is over where a person must approve it first: with the same key
-    and names each time, on a connection and in a request of its own (RFC 7030 §4.2.3)."""
-    until = time.monotonic() + (duration(options.wait) if options.wait else 0)
+def _ask(client: EstClient, access: Access, ask: Callable[[EstClient], T], wait: str | None) -> T:
+    """What `ask` gets, asked for until `wait` is over where a person must approve it first: with the same key and names
+    each time, on a connection and in a request of its own (RFC 7030 §4.2.3)."""
+    until = time.monotonic() + (duration(wait) if wait else 0)
     try:
-        return client.enroll(make, renew=options.renew, link=link)
+        return ask(client)
     except Refused as refusal:
         waits = refusal
     while True:
@@ -145,7 +147,7 @@ def _ask(
         time.sleep(pause)
         try:
             with EstClient(access) as again:
-                return again.enroll(make, renew=options.renew, link=link)
+                return ask(again)
         except Refused as refusal:
             waits = refusal
 

@@ -21,7 +21,7 @@ ASKS = frozenset({MAY, MAY_ENROLL, MAY_RENEW})
 """What an issuer answers without issuing."""
 
 _REQUEST = struct.Struct("<IQBBHhdHBII")
-_MORE = struct.Struct("<HBB")
+_MORE = struct.Struct("<HBBB")
 _ANSWER = struct.Struct("<IQHBHHB")
 _LENGTH = struct.Struct("<I")
 FRAME_MAX = 4 << 20
@@ -54,10 +54,12 @@ class Request(NamedTuple):
     """What the webhook said of this request (`verdicts.pack`); empty where none was asked."""
     revocation: bytes = b""
     """What is kept of its revocationChallenge (`revocation.hashed`), where the label takes one."""
+    asked_key: bytes = b""
+    """serverkeygen where the label holds requests for a person: the SHA-256 of the key in the client's own request."""
 
 
 _MORE_FROM = Request._fields.index("peer")
-_NO_MORE = ("", b"", b"", b"")
+_NO_MORE = ("", b"", b"", b"", b"")
 """The last fields of most requests."""
 
 
@@ -71,7 +73,8 @@ class Answer(NamedTuple):
     identity: str
     serial: bytes
     payload: bytes
-    """With a status of 200 the certificate's DER, or what a question asks for; else the refusal's sentence."""
+    """With a status of 200 the certificate's DER, or what a question asks for (MAY: the kinds of key that its profile
+    takes, apart by commas); else the refusal's sentence."""
 
 
 def pack_request(request: Request) -> bytes:
@@ -79,8 +82,8 @@ def pack_request(request: Request) -> bytes:
     more = b""
     if request[_MORE_FROM:] != _NO_MORE:
         peer = request.peer.encode()
-        head = _MORE.pack(len(request.claim), len(peer), len(request.revocation))
-        more = b"".join((head, request.claim, peer, request.revocation, request.verdict))
+        lengths = _MORE.pack(len(request.claim), len(peer), len(request.revocation), len(request.asked_key))
+        more = b"".join((lengths, request.claim, peer, request.revocation, request.asked_key, request.verdict))
     tail = b"".join((user, request.binding, request.chain, more, request.csr_der))
     head = _REQUEST.pack(
         _REQUEST.size - 4 + len(tail), request.id, request.kind, request.user is not None, request.label,
@@ -116,11 +119,12 @@ def _with_more(request: Request, more: bytes) -> Request:
     """The request with the evidence that few have."""
     if len(more) < _MORE.size:
         raise FrameError("a request's further evidence shorter than its head")
-    claim_len, peer_len, revocation_len = _MORE.unpack_from(more)
+    claim_len, peer_len, revocation_len, key_len = _MORE.unpack_from(more)
     claim_end = _MORE.size + claim_len
     peer_end = claim_end + peer_len
     revocation_end = peer_end + revocation_len
-    if revocation_end > len(more):
+    key_end = revocation_end + key_len
+    if key_end > len(more):
         raise FrameError("lengths inside a request exceed it")
     try:
         peer = more[claim_end:peer_end].decode()
@@ -128,7 +132,7 @@ def _with_more(request: Request, more: bytes) -> Request:
         raise FrameError("an address that is not UTF-8") from None
     return request._replace(
         claim=more[_MORE.size : claim_end], peer=peer, revocation=more[peer_end:revocation_end],
-        verdict=more[revocation_end:],
+        asked_key=more[revocation_end:key_end], verdict=more[key_end:],
     )  # fmt: skip
 
 

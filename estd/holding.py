@@ -57,18 +57,19 @@ def changes(approved: Mapping[bytes, Verdict], waiting: Sequence[Verdict | None]
 
 
 def is_held(authorised: Authorised) -> bool:
-    """Whether its label has this request wait for a person."""
+    """Whether its label has this request wait for a person. A renewal under other names (ChangeSubjectName) is a
+    first certificate."""
     held = authorised.label.approval.held
-    return held == "all" or (held == "first" and authorised.renews is None)
+    return held == "all" or (held == "first" and (authorised.renews is None or authorised.renames))
 
 
 def judge(requests: Requests, asked: Sequence[Asked], now_ms: int) -> list[Verdict]:
     """A verdict on each: one question to the ledger for what is open, one more where there are new ones."""
-    found = requests.find_open([one.authorised.repeat_key for one in asked], now_ms)
+    found = requests.find_open([one.authorised.held_key for one in asked], now_ms)
     counts: dict[tuple[str, str], int] = {}
-    if any(one.authorised.repeat_key not in found for one in asked):
+    if any(one.authorised.held_key not in found for one in asked):
         counts = dict(requests.count_pending(now_ms))
-    return [_verdict(one, found.get(one.authorised.repeat_key), counts, now_ms) for one in asked]
+    return [_verdict(one, found.get(one.authorised.held_key), counts, now_ms) for one in asked]
 
 
 def _verdict(asked: Asked, found: Standing | None, counts: dict[tuple[str, str], int], now_ms: int) -> Verdict:
@@ -107,7 +108,7 @@ def _new(asked: Asked, counts: dict[tuple[str, str], int], now_ms: int) -> Verdi
     return Verdict(
         waits(label),
         waiting=Waiting(
-            key=authorised.repeat_key,
+            key=authorised.held_key,
             label=label.name,
             profile=authorised.profile.name,
             renews=authorised.renews,
@@ -115,8 +116,8 @@ def _new(asked: Asked, counts: dict[tuple[str, str], int], now_ms: int) -> Verdi
             peer=asked.peer,
             subject=authorised.names.text,
             names=json.dumps([_text(name) for name in authorised.names.san], ensure_ascii=False),
-            key_kind=authorised.request.key_kind,
-            spki_sha256=hashlib.sha256(authorised.request.spki_der).digest(),
+            key_kind="serverkeygen" if authorised.asked_key else authorised.request.key_kind,
+            spki_sha256=authorised.asked_key or hashlib.sha256(authorised.request.spki_der).digest(),
             asked_at=now_ms,
             expires_at=now_ms + label.approval.window_seconds * 1000,
         ),

@@ -80,6 +80,7 @@ profile = "factory"
 ca = "root"
 approval = "first"
 approval_retry = "2s"
+serverkeygen = true
 
 [[label.approval.allow]]
 who = "issued"

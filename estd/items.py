@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from estd import csr, holding, policy, registry
 from estd.devices import DeviceKey, Use
 from estd.errors import REASONS, EstError
-from estd.frames import Answer, Request
+from estd.frames import MAY, Answer, Request
 from estd.issuance import CertificateDer, Issuer, Prepared
 from estd.ledger import Row
 from estd.policy import Authorised, Client, Evidence, Issued
@@ -46,6 +46,11 @@ class Item:
 
     def issued(self, serial: bytes, certificate_der: bytes) -> None:
         self.answer = Answer(self.request.id, 200, 0, 0, self.identity, serial, certificate_der)
+
+    def may(self) -> None:
+        """The client may have a certificate for a key that is to be made: of which kinds."""
+        assert self.authorised is not None
+        self.issued(b"", ",".join(sorted(self.authorised.profile.keys)).encode())
 
     def use(self, row: Row) -> Use | None:
         """The one-time secret that this certificate uses up; None without one."""
@@ -96,7 +101,8 @@ def without_twins(items: list[Item]) -> list[Item]:
         assert item.authorised is not None
         found = first.setdefault(item.authorised.repeat_key, item)
         item.twin = found if found is not item else None
-        secret = item.authorised.secret if found is item else None
+        uses = found is item and item.request.kind != MAY
+        secret = item.authorised.secret if uses else None
         if secret is not None and secrets.setdefault(secret.key, item) is not item:
             item.refuse(registry.spent())
             del first[item.authorised.repeat_key]

@@ -9,7 +9,7 @@ stored nor logged. `KeyMaker` is the seam where a token that makes and wraps key
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from estd import csr, der, device_keys, frames
 from estd.errors import BadRequest, Reason, Unavailable
-from estd.labels import Label, Profile
+from estd.labels import Label, Profile, profiles_of
 
 _DECRYPT_KEYS = {
     "1.2.840.113549.1.9.16.2.37": "DecryptKeyIdentifier",
@@ -80,13 +80,16 @@ def rebuilt(asked_der: bytes, key: device_keys.Key) -> bytes:
 
 
 def kinds(label: Label, profiles: Mapping[str, Profile]) -> tuple[str, ...]:
-    """The kinds of key that the label generates: of those it names, the ones that a profile of its rules takes."""
-    taken: set[str] = set().union(*(profiles[rule.profile].keys for rule in label.allow if rule.profile is not None))
+    """The kinds of key that the label generates: of those it names, the ones that a profile of its rules takes. With a
+    registry all of them, for a device's row may have another profile."""
+    if any(rule.registry is not None for rule in label.allow):
+        return label.serverkeygen
+    taken: set[str] = set().union(*(profiles[name].keys for name in profiles_of(label)))
     return tuple(kind for kind in label.serverkeygen if kind in taken)
 
 
-def wanted_kind(asked_der: bytes, offered: tuple[str, ...]) -> str:
-    """The kind of the request's own key where it is offered, else the first that is.
+def wanted_kind(asked_der: bytes) -> str:
+    """The kind of the request's own key; empty where estd certifies no such key.
 
     A 400 where the octets are no request, or where it asks for a key that is encrypted beyond TLS (R30, R31): CMS is
     not there yet.
@@ -104,10 +107,21 @@ def wanted_kind(asked_der: bytes, offered: tuple[str, ...]) -> str:
                 "protected by TLS alone.",
             )
     try:
-        kind = csr.key_kind(request.public_key())
+        return csr.key_kind(request.public_key())
     except (BadRequest, *csr.UNREADABLE):
-        kind = ""
-    return kind if kind in offered else offered[0]
+        return ""
+
+
+def choose(wanted: str, offered: Sequence[str], taken: Collection[str]) -> str:
+    """The wanted kind where it is offered and the client's profile takes it, else the first that is. A 400 where none
+    is."""
+    possible = [kind for kind in offered if kind in taken]
+    if not possible:
+        raise BadRequest(
+            Reason.KEY_REFUSED,
+            f"The profile takes keys of {', '.join(sorted(taken))}; this label makes keys of {', '.join(offered)}.",
+        )
+    return wanted if wanted in possible else possible[0]
 
 
 class KeyService:
@@ -121,7 +135,7 @@ class KeyService:
         self, asked_der: bytes, offered: tuple[str, ...], ask: Callable[[int, bytes], Awaitable[frames.Answer]]
     ) -> tuple[frames.Answer, bytes]:
         """The issuer's answer with the certificate, and the private key (PKCS#8, DER); `ask` raises its refusals."""
-        kind = wanted_kind(asked_der, offered)
-        await ask(frames.MAY, rebuilt(asked_der, self._stand_in))
-        made = await self._maker.make(kind, asked_der)
+        wanted = wanted_kind(asked_der)
+        leave = await ask(frames.MAY, rebuilt(asked_der, self._stand_in))
+        made = await self._maker.make(choose(wanted, offered, leave.payload.decode().split(",")), asked_der)
         return await ask(frames.KEYGEN, made.csr_der), made.private_key

@@ -110,7 +110,7 @@ class Approval:
     """Which requests wait for a person, how long and how many (docs/approval.md)."""
 
     held: Literal["off", "first", "all"]
-    """Where it is "first", a renewal does not wait."""
+    """Where it is "first", a renewal that keeps its names does not wait."""
     retry_seconds: int
     window_seconds: int
     waiting: int
@@ -284,6 +284,12 @@ def _generated(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or any(one not in GENERATED_KINDS for one in value):
         raise ValueError
     return tuple(value)
+
+
+def profiles_of(label: Label) -> frozenset[str]:
+    """The profiles that the label's rules name, a webhook's choice too. A registry's row may name any other."""
+    named = {allow.profile for allow in label.allow if allow.profile is not None}
+    return frozenset(named.union(*(allow.hook.profiles for allow in label.allow if allow.hook is not None)))
 
 
 def ungranted(allow: Allow, profile: Profile) -> list[str]:

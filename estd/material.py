@@ -124,7 +124,10 @@ def _rule(allow: Allow, ca: CaCertificate | None, changes: Mapping[Path, Transit
 def _proxy(settings: ProxySettings) -> Proxy:
     """Raises OSError or ValueError."""
     listed = None if settings.certificates is None else validities(certificates(settings.certificates))
-    return Proxy(name=settings.name, form=settings.form, networks=settings.networks, certificates=listed)
+    return Proxy(
+        name=settings.name, form=settings.form, networks=settings.networks, certificates=listed,
+        address_header=settings.address_header,
+    )  # fmt: skip
 
 
 def read(config: Config) -> tuple[Material, list[str]]:

@@ -54,6 +54,8 @@ class Evidence(NamedTuple):
     """The edge makes the key (serverkeygen)."""
     key_to_come: bool = False
     """It has not made it yet: the request's key stands for it."""
+    asked_key: bytes = b""
+    """The SHA-256 of the key in the client's own serverkeygen, where the label holds requests."""
     told: registry.Told = registry.NOTHING
     """What the registry and the webhook know, where the label asks them."""
 
@@ -89,8 +91,14 @@ class Authorised(NamedTuple):
     request: CertificationRequest
     renews: bytes | None
     """The serial of the certificate that this one renews."""
+    renames: bool
+    """It has other names than the one that it renews."""
     repeat_key: bytes
     """Equal for requests that are the same request sent again."""
+    held_key: bytes
+    """Equal for requests that one decision of a person is about."""
+    asked_key: bytes
+    """As in the evidence."""
     secret: OneTimeSecret | None = None
     """To be marked as used with the certificate."""
 
@@ -144,6 +152,7 @@ def authorise(
     profile = policy.profiles[for_device.profile if for_device is not None else client.profile]
     asked = names.of_extensions(request.subject, request.extensions)
     renewed = evidence.certificate if client.issued else for_device.certificate if for_device is not None else None
+    renames = False
     if evidence.renewal and renewed is None:
         raise Forbidden(
             Reason.NOT_ISSUED,
@@ -159,6 +168,7 @@ def authorise(
         granted = renewed.names
         if evidence.renewal and renaming.asks(request):
             granted = _renamed(policy.label, request, granted, profile)
+            renames = not names.same(granted, renewed.names)
     else:
         granted = names.grant(asked, client.names, profile)
     if request.key_kind not in profile.keys and not evidence.key_to_come:
@@ -166,6 +176,10 @@ def authorise(
             Reason.KEY_REFUSED,
             f"The profile takes keys of {', '.join(sorted(profile.keys))}; this one is {request.key_kind}.",
         )
+    repeat_key = _repeat_key(evidence, client, granted, profile, request.spki_der)
+    held_key = repeat_key
+    if evidence.asked_key:  # the key of each try is another
+        held_key = _repeat_key(evidence, client, granted, profile, evidence.asked_key)
     return Authorised(
         label=policy.label,
         profile=profile,
@@ -173,7 +187,10 @@ def authorise(
         names=granted,
         request=request,
         renews=renewed.serial if renewed is not None else None,
-        repeat_key=_repeat_key(evidence, client, granted, profile, request),
+        renames=renames,
+        repeat_key=held_key if evidence.key_to_come else repeat_key,
+        held_key=held_key,
+        asked_key=evidence.asked_key,
         secret=client.secret,
     )
 
@@ -244,15 +261,13 @@ def _check_renewal(
         raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with a new key only.")
 
 
-def _repeat_key(
-    evidence: Evidence, client: Client, granted: names.Names, profile: Profile, request: CertificationRequest
-) -> bytes:
-    """A hash of (label, operation, credential, SubjectPublicKeyInfo, names, profile)."""
+def _repeat_key(evidence: Evidence, client: Client, granted: names.Names, profile: Profile, key: bytes) -> bytes:
+    """A hash of (label, operation, credential, SubjectPublicKeyInfo or its hash, names, profile)."""
     parts: list[Any] = [
         evidence.label.encode(),
         b"renew" if evidence.renewal else b"enroll",
         client.identity.encode(),
-        request.spki_der,
+        key,
         granted.subject_der,
         granted.san_der,
         profile.name.encode(),

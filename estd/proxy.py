@@ -57,6 +57,8 @@ class Proxy:
     networks: tuple[Network, ...]
     certificates: Mapping[bytes, tuple[float, float]] | None
     """The proxies' own, DER, each with its validity; None where the address is enough."""
+    address_header: str | None = None
+    """Where it writes the device's address, as the last one."""
 
     def is_peer(self, address: str, chain: bytes, now: float) -> bool:
         """Whether the connection from `address`, whose client showed `chain` (DER after DER), is this proxy's."""
@@ -76,14 +78,20 @@ def validities(found: Sequence[x509.Certificate]) -> dict[bytes, tuple[float, fl
     }
 
 
+def is_sent(headers: Headers) -> bool:
+    """Whether such a header is there, in any letters: asked of each request, so three look-ups and nothing else."""
+    return "Client-Cert" in headers or "Client-Cert-Chain" in headers or "X-Forwarded-Client-Cert" in headers
+
+
+def check_sender(proxies: Sequence[Proxy], headers: Headers, address: str, chain: bytes, now: float) -> None:
+    """A 403 for such a header of anybody but one of `proxies`; what it holds is not looked at."""
+    if not any(proxy.is_peer(address, chain, now) for proxy in proxies):
+        raise _stranger(next(name for name in _NAMES if name in headers))
+
+
 def passed_on(proxies: Sequence[Proxy], headers: Headers, address: str, chain: bytes, now: float) -> bytes | None:
     """The device's certificates (DER after DER; empty without one) where the connection is a proxy's; None where it is
     the device's own. A 403 for a header of anybody else, a 400 for one that is not as its form has it."""
-    if not proxies:
-        for name in _NAMES:
-            if name in headers:
-                raise _stranger(name)
-        return None
     found = next((proxy for proxy in proxies if proxy.is_peer(address, chain, now)), None)
     sent = [name for name in _NAMES if headers.getall(name, [])]
     if found is None:
@@ -103,6 +111,19 @@ def passed_on(proxies: Sequence[Proxy], headers: Headers, address: str, chain: b
         except ValueError:
             raise _bad(sent[0], "holds what is no certificate") from None
     return b"".join(part for index, part in enumerate(parts) if part not in parts[:index])
+
+
+def device_address(proxies: Sequence[Proxy], headers: Headers, address: str, chain: bytes, now: float) -> str:
+    """For a person to see: the address that a proxy of `proxies` wrote last into the header that its table names; else
+    the connection's, of anybody else too."""
+    found = next((proxy for proxy in proxies if proxy.is_peer(address, chain, now)), None)
+    if found is None or found.address_header is None:
+        return address
+    lines = headers.getall(found.address_header, [""])
+    try:
+        return str(ipaddress.ip_address(lines[-1].rpartition(",")[2].strip(" \t")))
+    except ValueError:
+        return address
 
 
 def _stranger(header: str) -> Forbidden:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from estd.toml_table import Table, string
 Form = Literal["rfc9440", "xfcc"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxySettings:
@@ -19,6 +22,14 @@ class ProxySettings:
     form: Form
     networks: tuple[Network, ...]
     certificates: Path | None
+    address_header: str | None
+    """Where the proxy writes the device's address, as the last one."""
+
+
+def _header(value: Any) -> str:
+    if not _HEADER.fullmatch(string(value)):
+        raise ValueError
+    return string(value)
 
 
 def _networks(value: Any) -> tuple[Network, ...]:
@@ -38,6 +49,9 @@ def read_proxy(name: str, table: Table) -> ProxySettings:
         form=table.choice("form", "rfc9440", forms),
         networks=table.take("addresses", _networks, (), 'a list of networks such as "10.0.0.0/8"'),
         certificates=table.optional_file("certificates"),
+        address_header=table.take("address_header", _header, None, 'the name of a header, such as "X-Forwarded-For"')
+        if "address_header" in table.left
+        else None,
     )
     if not is_known:
         table.wrong("addresses", "a proxy is known by addresses, by certificates or by both: name some")

@@ -22,6 +22,7 @@ from urllib.parse import parse_qs
 from aiohttp import web
 
 from estd import requests_page
+from estd.config import Config
 from estd.credentials import Credentials, read_header
 from estd.errors import EstError
 from estd.ledger import LedgerError, Reader
@@ -49,13 +50,16 @@ Handler = Callable[[web.Request, str], Awaitable[web.Response]]
 
 
 class Desk:
-    """`routes` go into the admin port's application."""
+    """`routes` say what it answers."""
 
-    def __init__(self, *, credentials: Path, ledger: Path, writer_socket: Path, log: Log) -> None:
-        self._credentials = Credentials(credentials)
-        self._ledger = ledger
-        self._socket = writer_socket
+    def __init__(self, in_force: Callable[[], Config], log: Log) -> None:
+        """`in_force` says which configuration serves now, for a reload may change who decides here."""
+        self._in_force = in_force
         self._log = log
+        config = in_force()
+        self._ledger = config.ledger  # this, and where its writer is asked, changes with a restart alone
+        self._socket = config.run / "ledger.sock"
+        self._known: tuple[Path, Credentials] | None = None
         self._key = secrets.token_bytes(32)
         self._threads = ThreadPoolExecutor(2, "requests-desk")
         self._css = resources.files("estd").joinpath("templates/requests.css").read_bytes()
@@ -67,6 +71,14 @@ class Desk:
             web.post(ROOT + r"/{number:\d{1,19}}/decision", self._for_a_person(self._decide)),
             web.get(ROOT + "/style.css", self._style),
         ]
+
+    def _credentials(self) -> Credentials:
+        """Those who decide."""
+        path = self._in_force().approvers
+        assert path is not None  # else nobody comes here
+        if self._known is None or self._known[0] != path:
+            self._known = path, Credentials(path)
+        return self._known[1]
 
     async def _style(self, _: web.Request) -> web.Response:
         return web.Response(body=self._css, content_type="text/css", headers={**_HEADERS, "Cache-Control": "no-cache"})
@@ -96,7 +108,7 @@ class Desk:
         """The user whose password it is."""
         try:
             user, password = read_header(request.headers.get("Authorization", ""))
-            good = bool(user) and await self._credentials.check(user, password)
+            good = bool(user) and await self._credentials().check(user, password)
         except EstError as error:
             if error.status == 503:
                 raise web.HTTPServiceUnavailable(text=error.sentence, reason="Too busy") from None
@@ -197,7 +209,7 @@ def _now_ms() -> int:
 
 
 def _number(request: web.Request) -> int:
-    return min(int(request.match_info["number"]), _NUMBER_MAX)
+    return min(int(request.path.removeprefix(f"{ROOT}/").partition("/")[0]), _NUMBER_MAX)
 
 
 def _check_loopback(request: web.Request) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from functools import cache
 from pathlib import Path
 
 from aiohttp import web
@@ -39,14 +40,24 @@ def serve(path: Path) -> None:
         os.close(descriptor)
 
 
-def _desk(config: Config, log: Log) -> list[web.RouteDef]:
-    """The page for those who decide on requests that wait; nothing of it is loaded where it is not configured."""
-    if config.approvers is None:
-        return []
-    from estd.requests_desk import Desk
+def _page(supervisor: Supervisor, log: Log) -> web.RouteDef:
+    """The page for those who decide on requests that wait: there while the configuration that serves says so, and
+    nothing of it is loaded before one does."""
 
-    ledger, writer_socket = config.ledger, config.run / "ledger.sock"
-    return Desk(credentials=config.approvers, ledger=ledger, writer_socket=writer_socket, log=log).routes()
+    @cache
+    def router() -> web.UrlDispatcher:
+        from estd.requests_desk import Desk
+
+        made = web.UrlDispatcher()
+        made.add_routes(Desk(lambda: supervisor.current.config, log).routes())
+        return made
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        if supervisor.current.config.approvers is None:
+            raise web.HTTPNotFound
+        return await (await router().resolve(request)).handler(request)
+
+    return web.route("*", "/requests{rest:(/.*)?}", serve)
 
 
 async def _serve(path: Path, config: Config, toml: str, log: Log) -> None:
@@ -65,7 +76,7 @@ async def _serve(path: Path, config: Config, toml: str, log: Log) -> None:
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     try:
-        runner = await admin.start(config.server.admin, supervisor, _desk(config, log))
+        runner = await admin.start(config.server.admin, supervisor, [_page(supervisor, log)])
     except OSError as error:
         raise ConfigError([f"server.admin: {config.server.admin} cannot be bound: {error.strerror}"]) from error
     log("serving", listen=str(config.server.listen), admin=str(config.server.admin), pid=os.getpid())

@@ -10,7 +10,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from estd import material
+from estd import credential_files, material
 from estd.config import Config, parse
 from estd.errors import ConfigError
 from estd.logs import Log
@@ -44,8 +44,8 @@ async def reload(supervisor: Supervisor, path: Path, log: Log) -> None:
 async def _attempt(supervisor: Supervisor, path: Path) -> dict[str, list[str]]:
     """Commit the next generation, and say what it serves. Raises ConfigError, OSError, with what stands in the way."""
     toml, config, cas = await asyncio.to_thread(_read, path)
-    if fixed := _fixed(supervisor.current.config, config):
-        raise ConfigError(fixed)
+    if wrong := [*_fixed(supervisor.current.config, config), *credential_files.problems(config)]:
+        raise ConfigError(wrong)
     made, problems = await supervisor.prepare(config, toml)
     if problems:
         await supervisor.discard(made)
@@ -68,7 +68,6 @@ def _fixed(now: Config, new: Config) -> list[str]:
         f"{name}: {wanted} needs a restart; this server runs with {has}"
         for name, has, wanted in (
             ("server.listen", now.server.listen, new.server.listen),
-            ("admin.credentials", now.approvers, new.approvers),
             ("server.admin", now.server.admin, new.server.admin),
             ("server.edges", now.server.edges, new.server.edges),
             ("server.issuers", now.server.issuers, new.server.issuers),

@@ -20,10 +20,13 @@ from estd.frames import Answer, Request
 from estd.ledger import LedgerError, Reader, Writer
 from estd.ledger_link import WriterService
 from estd.ledger_requests import DECISIONS, Decision, Held, HeldRequest, Waiting
+from estd.names import Names
 from tests import make
 from tests.test_batch import GOOD, LEDGER_AWAY, NOW, Scene, SoftToken, asks, refused
 from tests.test_config import problems, text
 from tests.test_ledger import row
+from tests.test_renaming import asking, attribute
+from tests.test_renaming import change as renamed
 
 WINDOW_SECONDS = 3600
 RETRY_SECONDS = 60
@@ -34,6 +37,7 @@ HELD = (
     text("profile.device", 'subject = "csr"', 'dns = "csr"', 'keys = ["ec-p256"]')
     + """
 approval = "first"
+serverkeygen = ["ec-p256"]
 approval_window = "1h"
 approval_waiting = 5
 approval_waiting_each = 3
@@ -56,9 +60,16 @@ approval_retry = "8h"
 [[label.all.allow]]
 who = "issued"
 labels = ["default", "other"]
+[label.renamed]
+ca = "root"
+approval = "first"
+change_names = true
+[[label.renamed.allow]]
+who = "issued"
+labels = ["other"]
 """
 )
-"""Label 0 holds first certificates, 1 nothing, 2 everything."""
+"""Label 0 holds first certificates, 1 nothing, 2 everything; 3 holds first ones, and renews under other names."""
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +280,65 @@ def test_R27_a_renewal_waits_where_the_label_holds_all(scene: Scene) -> None:
     (held,) = scene.act(asks(make.csr(key)))
     again = asks(make.csr(key), kind=frames.RENEW, user=None, rule=-1, chain=held.payload)
     assert refused(*scene.act(again)) == [GOOD]
+
+
+def test_R27_R23_a_renewal_under_other_names_is_a_first_certificate(scene: Scene) -> None:
+    """Where `first` is held, a ChangeSubjectName waits for a person, who sees the new names and what is renewed; one
+    for the names that the certificate has is a renewal and goes through. The approval is for these names alone."""
+    key = make.key()
+    (first,) = scene.act(asks(make.csr(key), label=1))
+    current = Names(subject=x509.load_der_x509_certificate(first.payload).subject, san=())
+
+    def renewal(name: x509.Name) -> Request:
+        made = asking(attribute(renamed(name)), key=key, names=current)
+        return asks(made.csr_der, kind=frames.RENEW, user=None, rule=-1, chain=first.payload)._replace(label=3)
+
+    assert refused(*scene.act(renewal(current.subject))) == [GOOD]
+    assert refused(*scene.act(renewal(make.name("device-2")))) == [WAITS]
+    (one,) = listed(scene)
+    assert (one.subject, one.renews, one.label) == ("CN=device-2", first.serial, "renamed")
+    approve(scene)
+    assert refused(*scene.act(renewal(make.name("device-3")))) == [WAITS]
+    assert refused(*scene.act(renewal(make.name("device-2")))) == [GOOD]
+    assert states(scene) == ["issued", "pending"]
+    assert len(scene.token.signed) == 3
+
+
+def test_R27_R29_a_key_that_is_to_be_made_waits_for_a_person(scene: Scene) -> None:
+    """serverkeygen: the question waits before there is a key, whichever edge asks it; once approved, one key that was
+    made meanwhile is certified, and no second one. Nothing is signed before."""
+    own = make.key()
+
+    def asked(kind: int, device: object = own) -> Request:
+        return asks(make.csr(), kind=kind, asked_key=csr.key_sha256(make.csr(device)))
+
+    assert refused(*scene.act(asked(frames.MAY)), *scene.act(asked(frames.MAY))) == [WAITS] * 2
+    (one,) = listed(scene)
+    assert (one.key_kind, one.spki_sha256) == ("serverkeygen", csr.key_sha256(make.csr(own)))
+    assert refused(*scene.act(asked(frames.KEYGEN), asked(frames.MAY, make.key()))) == [WAITS] * 2
+    assert states(scene) == ["pending", "pending"]
+    assert decides(scene, "denied", "no", 1)
+    assert decides(scene, "approved", number=0)
+    assert scene.token.signed == []
+    (may,) = scene.act(asked(frames.MAY))
+    assert (refused(may), may.serial, may.payload) == ([GOOD], b"", b"ec-p256")
+    assert scene.token.signed == []
+    answers = scene.act(asked(frames.KEYGEN), asked(frames.KEYGEN))
+    assert refused(*answers) == [GOOD, WAITS]
+    assert listed(scene)[0].serial == answers[0].serial
+    assert refused(*scene.act(asked(frames.MAY))) == [WAITS]
+    assert states(scene) == ["issued", "denied", "pending"]
+
+
+def test_R27_R29_a_key_is_not_certified_where_the_approval_was_withdrawn(scene: Scene) -> None:
+    """A denial between the question and the key that was made for it holds."""
+    held = {"asked_key": bytes(32)}
+    scene.act(asks(kind=frames.MAY, **held))
+    approve(scene)
+    assert refused(*scene.act(asks(kind=frames.MAY, **held))) == [GOOD]
+    assert decides(scene, "denied", "not one of ours")
+    assert refused(*scene.act(asks(kind=frames.KEYGEN, **held))) == [DENIED]
+    assert scene.token.signed == []
 
 
 def test_R27_an_approval_that_is_withdrawn_within_the_batch_issues_nothing(scene: Scene) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 
 from estd.errors import Refused
@@ -34,8 +35,6 @@ def _holding(folder: Path, **settings: str) -> Server:
     """An instance whose default label holds first certificates too, as strongSwan's client knows no other label."""
     made = servers.init(folder)
     text = made.config.read_text()
-    assert "\nserverkeygen = true\n" in text
-    text = text.replace("\nserverkeygen = true\n", "\n", 1)  # it does not go with approval
     for key, default, value in (
         ("approval", '"off"', '"first"'), ("approval_retry", '"60s"', '"1s"'),
         *((key, "1", value) for key, value in settings.items()),
@@ -238,6 +237,64 @@ def test_R27_the_documents_commands_work(held: Server, folder: Path) -> None:
     assert "Asking again in" in said
     assert "CN=gateway-1" in out
     judge.chain_holds(held.folder / "ca.pem", folder / "gateway.pem")
+
+
+@pytest.mark.parametrize("label", [None, "approval"])
+def test_R27_R29_a_key_is_made_once_a_person_has_approved(held: Server, folder: Path, label: str | None) -> None:
+    """`estd enroll --serverkeygen --wait`: the same request each time; no signature and no certificate before somebody
+    approves, then the key with its certificate, once. The page says that the server will make the key."""
+    basic = folder / "basic"
+    basic.write_text(":".join(held.basic) + "\n")
+    words = ["enroll", held.url, "--cacert", str(held.folder / "ca.pem"), "--credential", str(basic), "--out",
+             str(folder / "sensor"), "--subject", "CN=sensor-1", "--serverkeygen", "--key-type", "ec-p384",
+             "--wait", "10m"]  # fmt: skip
+    words += ["--label", label] if label else []
+    before, rows = _last(held), len(held.rows())
+    device = subprocess.Popen(
+        [sys.executable, "-m", "estd.cli", *words], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: _last(held) > before, 30)
+        time.sleep(3)  # polls meanwhile
+        assert (_last(held), len(held.rows())) == (before + 1, rows)
+        one = shown(held, before + 1)
+        assert (one["key"], one["subject"], one["state"]) == ("serverkeygen", "CN=sensor-1", "pending")
+        decide(held, "approve", before + 1)
+        _, said = device.communicate(timeout=60)
+    finally:
+        device.kill()
+        device.wait()
+    assert device.returncode == 0, said
+    assert "Asking again in" in said
+    key: Any = load_pem_private_key((folder / "sensor.key").read_bytes(), None)
+    got = x509.load_pem_x509_certificate((folder / "sensor.pem").read_bytes())
+    assert key.curve.name == "secp384r1"
+    assert key.public_key() == got.public_key()
+    assert shown(held, before + 1)["state"] == "issued"
+    assert len(held.rows()) == rows + 1
+
+
+def test_R27_R29_a_request_for_a_key_is_found_by_the_requests_own_key(held: Server) -> None:
+    """Whoever has the same credential and asks for the same names with another key in the request does not fetch what
+    was approved for somebody else; a denial is told, and after one key the next request waits anew."""
+    csr_der, other = (make.csr(subject=make.name("sensor-2")) for _ in range(2))
+
+    def told(request: bytes) -> int:
+        with held.client(basic=True) as client:
+            try:
+                client.serverkeygen(lambda _: request)
+            except Refused as refusal:
+                return refusal.status
+        return 200
+
+    before = _last(held)
+    assert [told(csr_der), told(csr_der), told(other), told(csr_der)] == [202] * 4
+    assert _last(held) == before + 2
+    decide(held, "approve", before + 1)
+    decide(held, "deny", before + 2, "--reason", "not this one")
+    assert [told(other), told(csr_der), told(csr_der)] == [403, 200, 202]
+    assert _last(held) == before + 3
 
 
 def test_R27_estd_enroll_waits_no_longer_than_told(held: Server, folder: Path) -> None:

@@ -271,17 +271,6 @@ def test_a_reference_leads_somewhere(section: str, lines: list[str], told: str) 
     assert problems(text(section, *lines)) == [told]
 
 
-@pytest.mark.parametrize("held", ["first", "all"])
-def test_a_key_that_the_server_makes_waits_for_nobody(held: str) -> None:
-    """Each poll of a held serverkeygen would bring a new key, which would wait anew: the two do not go together."""
-    given = text("label.default", 'ca = "root"', "serverkeygen = true", f'approval = "{held}"')
-    found = [one for one in problems(given) if "approval" in one]
-    assert found == [
-        "label.default.serverkeygen: cannot be had with approval, for each poll would bring a new key that waits "
-        "anew: give it a label of its own"
-    ]
-
-
 def test_what_nobody_is_told_cannot_be_enforced() -> None:
     """A label that tells no csrattrs has nothing to hold requests to."""
     (problem,) = problems(text("label.default", 'ca = "root"', 'csrattrs = "off"', "enforce_csrattrs = true"))

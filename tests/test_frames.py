@@ -58,6 +58,7 @@ REQUESTS = st.builds(
     claim=st.binary(max_size=100),
     verdict=st.binary(max_size=500),
     revocation=st.binary(max_size=48),
+    asked_key=st.just(b"") | st.binary(min_size=32, max_size=32),
 )
 ANSWERS = st.builds(
     Answer,

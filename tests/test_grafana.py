@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,7 +23,26 @@ DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "estd.json").re
 PROMETHEUS = GRAFANA / "prometheus" / "prometheus.yml"
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 TARGETS = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
-EXPRESSIONS = [pytest.param(expression, id=f"{title}-{number}") for number, (title, expression) in enumerate(TARGETS)]
+ALERTS_FILE = GRAFANA / "prometheus" / "alerts.yml"
+OPERATIONS = GRAFANA.parent / "docs" / "operations.md"
+
+
+class Alert(NamedTuple):
+    expression: str
+    severity: str
+    summary: str
+    runbook: str
+
+
+_ALERT = re.compile(
+    r"      - alert: (\w+)\n +expr: (.+)\n(?: +for: \w+\n)? +labels: \{severity: (\w+)\}\n +annotations:\n"
+    r' +summary: "(.+)"\n +runbook_url: (\S+)\n'
+)
+ALERTS = {name: Alert(*rest) for name, *rest in _ALERT.findall(ALERTS_FILE.read_text())}
+_OURS = [(name, one.expression) for name, one in ALERTS.items() if "estd_" in one.expression]
+EXPRESSIONS = [
+    pytest.param(expression, id=f"{title}-{number}") for number, (title, expression) in enumerate(TARGETS + _OURS)
+]
 
 _METRIC = re.compile(r"\b(estd_[a-z0-9_]+)(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
@@ -172,6 +191,94 @@ def test_prometheus_takes_each_expression(folder: Path) -> None:
     path = folder / "rules.yml"
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # JSON is YAML
     promtool("check", "rules", str(path))
+
+
+class Case(NamedTuple):
+    """What makes an alert fire on the host `bad`, and leaves it quiet on the host `good`, as promtool writes values."""
+
+    series: str
+    bad: str
+    good: str
+    value: str = ""
+    """As the summary tells it."""
+    beside: tuple[str, ...] = ()
+    """More series, the same on both hosts, each with its values."""
+    job: str = ""
+
+
+_SECONDS = "estd_request_seconds_bucket{operation='simpleenroll',le='%s'}"
+CASES = {
+    "EstdDown": Case("up{job='estd'}", "0x60", "1x60", job="estd"),
+    "EstdCannotIssue": Case("estd_ready", "0x60", "1x60"),
+    "EstdTokenErrors": Case("estd_token_errors_total{severity='fatal'}", "0x58 1x5", "7x60"),
+    "EstdLedgerErrors": Case("estd_rejections_total{reason='ledger_away'}", "0x58 3x5", "3x60"),
+    "EstdProcessRestarts": Case("estd_process_restarts_total", "0x50 4x20", "0x50 1x20", "4"),
+    "EstdServerErrors": Case(
+        "estd_requests_total{status='503'}", "0+2x60", "0+0.5x60", "1.961%",
+        ("estd_requests_total{status='200'} 0+100x60",),
+    ),
+    "EstdSheds": Case("estd_rejections_total{reason='overloaded'}", "0+1x60", "9x60"),
+    "EstdQueueFills": Case("estd_queue_depth", "600x60", "0x59 600x5"),
+    "EstdSlow": Case(
+        _SECONDS % "1.0", "0+90x60", "0+100x60", "2.35s",
+        (_SECONDS % "2.5" + " 0+100x60", _SECONDS % "+Inf" + " 0+100x60"),
+    ),
+    "EstdCrlEnds": Case("estd_crl_next_update_timestamp_seconds", "50000x60", "0x60", "12h 53m 20s"),
+    "EstdWebhookFails": Case("estd_rejections_total{reason='webhook_away'}", "0+1x60", "1x60"),
+    "EstdApprovalWaits": Case("estd_approvals_oldest_wait_seconds", "14401x60", "14400x60", "4h 0m 1s"),
+    "EstdHandshakesFail": Case(
+        "estd_handshake_failures_total", "0+30x60", "0+10x60", "30%", ("estd_connections_total 0+100x60",)
+    ),
+    "EstdReloadRefused": Case("estd_reloads_refused_total", "0x55 1x10", "1x60"),
+    "EstdLogDropped": Case("estd_log_lines_dropped_total", "0x55 1x10", "1x60"),
+}  # fmt: skip
+
+
+def on(host: str, series: str) -> str:
+    """The series with its host, double quotes for single ones."""
+    name, _, labels = series.replace("'", '"').rstrip("}").partition("{")
+    return f'{name}{{instance="{host}"{"," if labels else ""}{labels}}}'
+
+
+def test_prometheus_takes_the_alerts() -> None:
+    """promtool finds as many rules as this file reads, and each has its case."""
+    promtool("check", "rules", str(ALERTS_FILE))
+    assert len(ALERTS) == ALERTS_FILE.read_text().count("- alert:")
+    assert set(CASES) == set(ALERTS)
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_an_alert_fires_and_stays_quiet(alert: str, folder: Path) -> None:
+    """promtool: after an hour the alert fires for the host that is in trouble, with its sentence, and for no other."""
+    case, rule = CASES[alert], ALERTS[alert]
+    wanted = [f"{case.series} {values}" for values in (case.bad, case.good)]
+    series = [
+        {"series": on(host, one.partition(" ")[0]), "values": one.partition(" ")[2]}
+        for host, first in zip(("bad", "good"), wanted, strict=True)
+        for one in (first, *case.beside)
+    ]
+    told = re.sub(r"\{\{ \$value \| \w+ \}\}", case.value, rule.summary)
+    told = told.replace("{{ $labels.instance }}", "bad").replace("{{ $labels.severity }}", "fatal")
+    fires = {
+        "exp_labels": {"instance": "bad", "severity": rule.severity, **({"job": case.job} if case.job else {})},
+        "exp_annotations": {"summary": told, "runbook_url": rule.runbook},
+    }
+    question = {"eval_time": "60m", "alertname": alert, "exp_alerts": [fires]}
+    tests = [{"interval": "1m", "input_series": series, "alert_rule_test": [question]}]
+    path = folder / "test.yml"
+    path.write_text(json.dumps({"rule_files": [str(ALERTS_FILE)], "evaluation_interval": "1m", "tests": tests}))
+    promtool("test", "rules", str(path))
+
+
+def test_an_alert_says_what_to_do() -> None:
+    """Each alert has a severity, a sentence, and a section in the runbook, which has no other."""
+    headings = re.findall(r"^### (Estd\w+)$", OPERATIONS.read_text(), re.MULTILINE)
+    assert headings == list(ALERTS)
+    for name, one in ALERTS.items():
+        assert one.runbook == f"docs/operations.md#{name.lower()}"
+        assert one.severity in ("critical", "warning")
+        assert one.summary.startswith("{{ $labels.instance }}: ")
+        assert one.summary.endswith(".")
 
 
 def test_provisioning_leads_to_what_is_there() -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -26,12 +26,13 @@ from multidict import CIMultiDict
 from estd import config
 from estd.client import Refused
 from estd.errors import EstError, Reason
-from estd.proxy import Proxy, passed_on, validities
+from estd.proxy import Proxy, check_sender, device_address, is_sent, passed_on, validities
 from tests import make, servers
 from tests.conftest import program
 from tests.make import Identity
 from tests.servers import Server, free_port, wait_for
 from tests.test_config import FOLDER, problems, text
+from tests.test_hostile import Line, basic, get, request
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "proxy.md").read_text()
@@ -116,10 +117,39 @@ def test_who_may_pass_certificates_on(case: str) -> None:
             with pytest.raises(EstError) as caught:
                 passed_on(peer.proxies, given_, *args)
             assert (caught.value.status, caught.value.reason) == (403, Reason.PROXY)
+            assert is_sent(given_)
+            with pytest.raises(EstError, match="proxies alone"):
+                check_sender(peer.proxies, given_, *args)
         assert passed_on(peer.proxies, headers(), *args) is None
     else:
+        check_sender(peer.proxies, from_device("junk"), *args)
         assert passed_on(peer.proxies, from_device(), *args) == DEVICE.der
         assert passed_on(peer.proxies, headers(("Host", "x")), *args) == b""
+
+
+ADDRESSES = {
+    "one": (["192.0.2.7"], "192.0.2.7"),
+    "what the device wrote stands before": (["10.9.9.9, 192.0.2.7"], "192.0.2.7"),
+    "on a line of its own": (["10.9.9.9", "192.0.2.7"], "192.0.2.7"),
+    "IPv6": (["2001:DB8::7\t"], "2001:db8::7"),
+    "none": ([], INSIDE),
+    "empty": (["192.0.2.7,"], INSIDE),
+    "no address": (["<script>"], INSIDE),
+    "a name": (["192.0.2.7, device.example"], INSIDE),
+}
+
+
+@pytest.mark.parametrize("case", ADDRESSES)
+def test_the_address_that_a_person_sees(case: str) -> None:
+    """The last one in the header that the proxy's table names, where it is an address; from a stranger, and by a proxy
+    without such a header, the connection's."""
+    lines, expected = ADDRESSES[case]
+    sent = headers(*[("x-forwarded-for", one) for one in lines])
+    telling = replace(BY_ADDRESS, address_header="X-Forwarded-For")
+    assert device_address([telling], sent, INSIDE, b"", NOW) == expected
+    assert device_address([telling], sent, OUTSIDE, b"", NOW) == OUTSIDE
+    assert device_address([BY_ADDRESS], sent, INSIDE, b"", NOW) == INSIDE
+    assert device_address([], sent, OUTSIDE, b"", NOW) == OUTSIDE
 
 
 RIGHT: dict[str, tuple[Proxy, list[tuple[str, str]], list[Identity]]] = {
@@ -256,6 +286,7 @@ def test_no_text_raises_anything_else(form: Proxy, values: list[str], lead: bool
         (['addresses = ["10.0.0.1/8"]', 'form = "xfcc"'], "proxy.front.addresses: "),
         (['addresses = "10.0.0.0/8"', 'form = "xfcc"', 'certificates = "c"'], "proxy.front.addresses: "),
         (['addresses = ["10.0.0.0/8"]', 'form = "pem"'], "proxy.front.form: "),
+        (['addresses = ["10.0.0.0/8"]', 'form = "xfcc"', 'address_header = "X: "'], "proxy.front.address_header: "),
         (['addresses = ["10.0.0.0/8"]', 'form = "xfcc"', "trusted = true"], "proxy.front.trusted: is not a key"),
     ],
 )
@@ -393,6 +424,60 @@ def test_a_device_that_writes_the_header_is_refused(stage: Stage) -> None:
         assert post(stage.front, None, written, operation=operation)[0] == 401
     assert stage.server.metric("estd_certificates_total") == signed
     assert stage.server.metric("estd_rejections_total", reason="proxy") >= 15
+
+
+OPERATIONS = [
+    *(("GET", one) for one in ("cacerts", "csrattrs", "crls", "renewal-info/AA.AA")),
+    *(("POST", one) for one in ("simpleenroll", "simplereenroll", "serverkeygen")),
+]
+WRITTEN = [
+    ["Client-Cert: ::"], ["client-cert: x"], ["CLIENT-CERT-CHAIN: x"], ["X-Forwarded-Client-Cert: "],
+    ["x-forwarded-client-cert: Hash=00"], ["Client-Cert: ::", "client-CERT: ::"],
+    ["Client-Cert-Chain:", "Client-Cert: ::"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one[1])
+@pytest.mark.parametrize("label", ["", "strict/", "keys/"])
+def test_without_any_proxy_the_header_is_refused_all_the_same(
+    operation: tuple[str, str], label: str, server: Server
+) -> None:
+    """A server whose configuration has no [proxy]: each of the headers, in any letters, once or twice, empty or junk,
+    is a 403 at every operation that the label has, with a right credential too, and no token is asked."""
+    assert not config.load(server.config).proxies
+    if label == "strict/" and operation[1] == "serverkeygen":
+        pytest.skip("this label makes no keys")
+    signed, counted = server.metric("estd_sign_seconds_count"), server.metric("estd_rejections_total", reason="proxy")
+    method, path = operation[0], f"/.well-known/est/{label}{operation[1]}"
+    body = make.body(make.csr()) if method == "POST" else None
+    for lines in WRITTEN:
+        for given_ in ((), (basic(server),)):
+            with Line(server) as line:
+                line.send(request(body, *given_, *lines, method=method, path=path))
+                answer = line.answer()
+            assert answer is not None
+            assert (answer.status, "proxies alone" in answer.sentence) == (403, True), (lines, answer)
+    assert server.metric("estd_sign_seconds_count") == signed
+    assert server.metric("estd_rejections_total", reason="proxy") == counted + 2 * len(WRITTEN)
+    with server.client(label=label.rstrip("/") or None) as client:
+        assert client.cacerts() == [server.ca]
+
+
+def test_what_everybody_may_read_a_proxy_may_ask_for(stage: Stage) -> None:
+    """cacerts and csrattrs through the proxy, which sends the header for a device that shows a certificate: 200. The
+    same at a label that does not name the proxy, and from a device that wrote it itself: 403."""
+    with stage.front.client(cert=stage.server.idevid_files) as client:
+        assert client.cacerts() == [stage.server.ca]
+        client.csrattrs()
+    with stage.front.client(cert=stage.server.idevid_files, label="sites") as client:
+        assert refusal(client.cacerts)[0] == 403
+    with stage.front.client(label="sites") as client:
+        assert client.cacerts() == [stage.server.ca]
+    with Line(stage.server, cert=stage.server.idevid_files) as line:
+        line.send(get("/.well-known/est/cacerts", "GET", "Client-Cert: ::"))
+        answer = line.answer()
+    assert answer is not None
+    assert answer.status == 403
 
 
 def test_linking_ends_at_the_proxy(stage: Stage) -> None:
