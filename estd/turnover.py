@@ -32,6 +32,8 @@ async def reload(supervisor: Supervisor, path: Path, log: Log) -> None:
         problems = error.problems
     except (OSError, UnicodeDecodeError) as error:
         problems = [str(error)]
+    except Exception as error:  # whoever waits for the outcome is told, whatever it was
+        problems = [f"the server could not work on it: {error!r}"]
     number = supervisor.current.number
     if problems:
         supervisor.reloads_refused += 1

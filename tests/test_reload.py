@@ -3,6 +3,7 @@ and a bad configuration changes nothing but the log."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
+from estd import reload_report, turnover
+from estd.config import Config, load
 from estd.errors import Refused
 from tests import make, servers
 from tests.conftest import program
@@ -356,3 +360,30 @@ def test_a_terminal_that_goes_away_ends_the_server(folder: Path) -> None:
         assert made.process is not None
         assert made.process.wait(timeout=60) == 0
     assert {"draining", "stopped"} <= {line["event"] for line in made.log_lines()}
+
+
+class _Broken:
+    """A supervisor with a fault that nobody foresaw."""
+
+    reloads_refused = 0
+
+    def __init__(self, config: Config) -> None:
+        self.current = SimpleNamespace(config=config, number=7)
+
+    async def prepare(self, *_: object) -> None:
+        raise ZeroDivisionError
+
+
+def test_whoever_waits_for_a_reload_is_told_of_a_fault_too(folder: Path) -> None:
+    """An exception that nobody foresaw is an outcome: the old generation serves, and the command does not wait in
+    vain."""
+    made = servers.init(folder / "demo")
+    config = load(made.config)
+    config.run.mkdir(exist_ok=True)
+    logged: list[str] = []
+    supervisor: Any = _Broken(config)
+    asyncio.run(turnover.reload(supervisor, made.config, lambda event, **_: logged.append(event)))
+    found = reload_report.last(config.run)
+    assert found is not None
+    assert (found.generation, supervisor.reloads_refused, logged) == (7, 1, ["reloading", "reload_refused"])
+    assert "ZeroDivisionError" in found.problems[0]
