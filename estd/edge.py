@@ -29,7 +29,6 @@ from estd import (
 )
 from estd.config import Config
 from estd.credentials import read_header
-from estd.crl_file import CrlBody
 from estd.devices import Claim, is_serial_number, pack_claim
 from estd.errors import (
     BY_STATUS,
@@ -37,7 +36,6 @@ from estd.errors import (
     BadRequest,
     EstError,
     MethodNotAllowed,
-    NotFound,
     Reason,
     TooLarge,
     Unauthenticated,
@@ -48,19 +46,18 @@ from estd.errors import (
 from estd.frames import Request
 from estd.http import Answer, answer, head, json_answer, nothing, respond
 from estd.issuer_link import IssuerLink
-from estd.labels import OPERATIONS, superseding
+from estd.labels import superseding
 from estd.logs import Log
 from estd.material import Material
+from estd.routes import WHEN, Routes
 from estd.served import ENROLMENTS, Served
 
-_ROOT = "/.well-known/est/"
 _POSTED = {*ENROLMENTS, "serverkeygen"}
 """What shows the client's certificate to an issuer."""
 _TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
 """What is the same for everybody, and its media type."""
 _FIRST = {frames.ENROLL: frames.MAY_ENROLL, frames.RENEW: frames.MAY_RENEW}
 """What is asked before a revocationChallenge is hashed."""
-_WHEN = "renewal-info"
 _ASK_LATER_SECONDS = 60
 _ENROLLED = head(wire.CERTS_ONLY_TYPE)
 _GENERATED = head(wire.KEY_AND_CERTIFICATE_TYPE, "Cache-Control: no-store")
@@ -92,29 +89,7 @@ class Edge:
         self._keys = keygen.KeyService(keygen.SoftwareKeys())
         self._hashing = revocation.Hashing()
         self._tells_seen = bool(superseding(config.profiles))
-        served = [Served(number, label, material, slot, log) for number, label in enumerate(config.labels.values())]
-        default = next(one for one in served if one.label.name == config.server.default_label)
-        self._routes: dict[str, tuple[Served, str]] = {}
-        for one in served:
-            for operation in one.operations:
-                self._routes[f"{_ROOT}{one.label.name}/{operation}"] = (one, operation)
-        for operation in default.operations:
-            self._routes[_ROOT + operation] = (default, operation)
-        bodies = {}  # one for all labels of a CA: it may be long
-        for name in {one.ca_name for one in material.crls}:
-            of = [one for one in material.crls if one.ca_name == name]
-            bodies[name] = CrlBody([one.plan.file for one in of], [one.ca for one in of])
-        for one in served:
-            if one.label.ca in bodies:
-                one.crl = bodies[one.label.ca]
-                self._routes[f"{_ROOT}{one.label.name}/crls"] = (one, "crls")
-        if default.crl is not None:
-            self._routes[_ROOT + "crls"] = (default, "crls")
-        for path, route in list(self._routes.items()):
-            if route[1] == _WHEN:
-                self._routes[path + "/"] = route  # whatever stands behind it names a certificate
-        self._known_labels = {one.label.name for one in served}
-        self._webhooks = [one.webhook for one in served if one.webhook is not None]
+        self._routes = Routes(material, slot, log)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request: its response, its metrics and its line in the log."""
@@ -161,10 +136,7 @@ class Edge:
 
     async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.StreamResponse:
         path = request.rel_url.raw_path  # undecoded: %2F is no slash here, as it is none to a proxy in front
-        route = self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1])
-        if route is None:
-            raise self._not_found(path)
-        served, operation = route
+        served, operation = self._routes.find(path)
         seen.operation = operation
         seen.label = served.label.name
         if proxy.is_sent(request.headers):
@@ -178,7 +150,7 @@ class Edge:
             self._tell_seen(request.get_extra_info("tls"))
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed("GET, HEAD")
-        if operation == _WHEN:
+        if operation == WHEN:
             return await self._renewal_info(path.rpartition("/")[2], served, seen)
         if operation == "crls" and served.crl is not None:
             return answer(served.crl.get(), wire.CRLS_ONLY_TYPE)
@@ -206,24 +178,6 @@ class Edge:
         if not connection.told and (chain := connection.client_chain()):
             connection.told = True
             self._links[0].tell_seen(chain[: der.element_end(chain, 0)])
-
-    def _not_found(self, path: str) -> NotFound:
-        above = path.rpartition("/")[0]
-        if above.endswith(f"/{_WHEN}"):
-            path = above  # not offered here: what stood behind it named a certificate, and it no label
-        label, _, operation = path.removeprefix(_ROOT).rpartition("/")
-        if not path.startswith(_ROOT):
-            return NotFound(Reason.UNKNOWN_OPERATION, f"EST's operations are under {_ROOT}.")
-        if path.endswith("/") or label.startswith("/") or "//" in path:
-            return NotFound(
-                Reason.UNKNOWN_OPERATION,
-                f"The path has a slash too many; it is {_ROOT}OPERATION or {_ROOT}LABEL/OPERATION.",
-            )
-        if label and label not in self._known_labels:
-            return NotFound(Reason.UNKNOWN_LABEL, f"There is no label {label[:64]!r} here.")
-        if operation in OPERATIONS:
-            return NotFound(Reason.UNKNOWN_OPERATION, f"The operation {operation} is not offered here.")
-        return NotFound(Reason.UNKNOWN_OPERATION, "There is no such operation; try cacerts or simpleenroll.")
 
     async def _enroll(
         self, request: web.BaseRequest, served: Served, operation: str, seen: _Seen
@@ -357,7 +311,7 @@ class Edge:
         self._draining = True
 
     async def close(self) -> None:
-        for one in self._webhooks:
+        for one in self._routes.webhooks:
             await one.close()
 
 

@@ -34,9 +34,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("admin", "admission", "cli_device", "cli_renewal", "cli_requests", "enquiry", "holding", "material", "registrar"),
     ("items", "key_update", "turnover", "webhook"),
     ("batch", "renewal_windows", "rollover", "serve", "served"),
-    ("cli_rollover", "edge", "issuer"),
-    ("checks", "cli_crl", "edge_process"),
-    ("child", "cli"),
+    ("cli_rollover", "issuer", "routes"),
+    ("checks", "cli_crl", "edge"),
+    ("cli", "edge_process"),
+    ("child",),
 )  # fmt: skip
 """The rooms of estd, lowest first. A room imports from lower layers only, so there is no cycle."""
 
