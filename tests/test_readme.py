@@ -10,6 +10,7 @@ import pytest
 from tests import docs, servers
 from tests.clients import judge
 from tests.conftest import program
+from tests.docs import Newcomer
 from tests.servers import Server, free_port
 
 TRIED = docs.blocks("README.md", "sh", section="Try each part")
@@ -25,6 +26,7 @@ SHOWN: tuple[tuple[str, ...], ...] = (
     ("pump-3",),
     ("CN=pump-4",),
     ("CN=pump-5",),
+    ("CN = pump-9",),
     ("CN=machine-1",),
     ("MII",),
     ("webhook:pump-4", "Serial Number: "),
@@ -34,7 +36,8 @@ SHOWN: tuple[tuple[str, ...], ...] = (
 """What each block must have printed; the first one only says what `est` is."""
 
 GOT = {
-    "pump", "idevid", "linked", "sensor", "gateway", "registered", "known", "sleeper", "ra", "machine",
+    "pump", "idevid", "linked", "sensor", "gateway", "registered", "known", "sleeper", "renamed", "ra",
+    "machine",
 }  # fmt: skip
 """The certificates that openssl verifies under the root; `pq` has a key that only a newer one knows."""
 
@@ -42,11 +45,7 @@ GOT = {
 @pytest.fixture
 def demonstration(folder: Path) -> Iterator[Server]:
     """As `make run` serves it, but for its ports."""
-    made = servers.init(folder / "made")
-    port = free_port()
-    made.config.write_text(made.config.read_text().replace("127.0.0.1:9444", f"127.0.0.1:{port}"))
-    (folder / "inventory-port").write_text(str(port))
-    with servers.running(made):
+    with servers.running(servers.init(folder / "made")) as made:
         yield made
 
 
@@ -56,30 +55,27 @@ def test_each_part_can_be_tried(demonstration: Server, folder: Path) -> None:
         program(name)
     root = folder / "root.pem"
     root.write_bytes((demonstration.folder / "ca.pem").read_bytes())
-    environment = docs.at_home(folder, demonstration)
-    port = (folder / "inventory-port").read_text()
     script = "".join(f"{block}printf -- '{_END}'\n" for block in TRIED)
-    script = script.replace("inventory.secret &", f"inventory.secret {port} &").replace(":9444", f":{port}")
-    *shown, rest = docs.run(script, demonstration, folder, environment).split(_END)
+    *shown, rest = Newcomer(demonstration, folder).run(script).split(_END)
     assert rest == ""
     for block, printed, words in zip(TRIED, shown, SHOWN, strict=True):
         for word in words:
             assert word in printed, f"{block}\n{printed}"
     for stem in GOT:
-        judge.openssl("verify", "-CAfile", root, "-no_check_time", folder / f"{stem}.pem")
-    assert len(demonstration.rows()) == 17
+        judge.openssl("verify", "-CAfile", root, "-no_check_time", folder / "try" / f"{stem}.pem")
+    assert len(demonstration.rows()) == 18
 
 
 def test_an_instance_of_ones_own(folder: Path) -> None:
     """The commands of "Your own instance" make one, and what they say is said while it serves."""
     server = Server(folder=folder / "own", port=free_port(), admin_port=free_port())
-    environment = {**docs.at_home(folder, server), "EDITOR": "true"}
     (block,) = docs.blocks("README.md", "sh", section="Your own instance")
     ports = f"--listen 127.0.0.1:{server.port} --admin 127.0.0.1:{server.admin_port}"
     script = block.replace("--listen 0.0.0.0:8443", ports).replace("/srv/estd", str(server.folder))
     before, after = script.split(f"estd serve {server.config}\n")
-    shown = docs.run(before, server, folder, environment)
+    reader = Newcomer(server, folder)
+    shown = reader.run(before, EDITOR="true")
     assert "factory:" in shown
     assert "nothing is wrong" in shown
     with servers.running(server):
-        assert "Reloaded:" in docs.run(after, server, folder, environment)
+        assert "Reloaded:" in reader.run(after)
