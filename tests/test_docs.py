@@ -25,6 +25,7 @@ SETTINGS = [(page, number) for page in PAGES for number in range(len(docs.blocks
 RUN_BY = {
     "README.md": ("test_readme", "test_each_part_can_be_tried"),
     "docs/approval.md": ("test_approval_clients", "test_R27_the_documents_commands_work"),
+    "docs/challenges.md": ("test_guides", "test_the_commands_of_a_guide_do_what_it_says"),
     "docs/configuration.md": ("test_docs", "test_the_configurations_commands"),
     "docs/crl.md": ("test_crls", "test_R45_the_documents_example_runs"),
     "docs/csrattrs.md": ("test_guides", "test_the_commands_of_a_guide_do_what_it_says"),

@@ -18,12 +18,12 @@ _END = "--- end of block\n"
 
 SHOWN: tuple[tuple[str, ...], ...] = (
     (),
-    ("CN=pump-1", "DEMO-0001"),
+    ("CN=pump-1", "start", "DEMO-0001"),
     ("subject=CN = estd Root CA", ":commonName"),
     ("linked       True", "MII"),
     ("sensor.key", "CN=sensor-2"),
     ("CN=gateway-1",),
-    ("pump-3",),
+    ("pump-3", "is revoked since"),
     ("CN=pump-4",),
     ("CN=pump-5",),
     ("CN = pump-9",),
