@@ -1,5 +1,5 @@
-"""The demonstration's label `renewal`, for devices that come back late, renamed or twice, and `line`, whose
-registration authorities ask for others (docs/renewal.md)."""
+"""The demonstration's labels `renewal` and `sleepers`, for devices that come back renamed, twice or late, and `line`,
+whose registration authorities ask for others (docs/renewal.md)."""
 
 LABELS = """
 # A label that renews devices that slept past their certificate's end (docs/renewal.md).
@@ -21,6 +21,25 @@ who = "issued"
 who = "basic"
 credentials = "credentials"
 profile = "renewable"
+
+# Certificates of a minute, so that nobody has to wait long to see one renewed after its end.
+[profile.brief]
+subject = "csr"
+dns = ["*.devices.example.com"]
+validity = "1m"
+
+[label.sleepers]
+ca = "root"
+expired_window = "30d"
+
+[[label.sleepers.allow]]
+who = "issued"
+profile = "renewable"
+
+[[label.sleepers.allow]]
+who = "basic"
+credentials = "credentials"
+profile = "brief"
 
 # Registration authorities: `registrars` gives them their certificates, `line` lets in those that ras.pem lists.
 [profile.registrar]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from estd import credentials, demo_devices, demo_renewal, ledger
+from estd import credentials, demo_devices, demo_renewal, demo_ways, ledger
 from estd.errors import ConfigError
 from hsm import keys
 from hsm.token import Token
@@ -62,6 +62,8 @@ keys = [
 _DEMO_SWITCHES = """csrattrs = "both"                   # what the factory's profile wants, in either form
 csrattrs_profile = "factory"
 serverkeygen = true
+change_names = true                 # inside the profile: the factory's devices may, the manufacturer's may not
+expired_window = "30d"
 """
 _DEMO_RULES = """
 [[label.default.allow]]
@@ -165,9 +167,7 @@ def init(plan: Plan) -> None:
             admin=plan.admin,
             profiles=_DEMO_PROFILES if plan.demo else _BARE_PROFILES,
             switches=_DEMO_SWITCHES if plan.demo else "",
-            rules=_DEMO_RULES.replace("$admin", plan.admin) + demo_renewal.LABELS + demo_devices.LABEL
-            if plan.demo
-            else _BARE_RULES,
+            rules=_demo_labels(plan.admin) if plan.demo else _BARE_RULES,
             **settings,
         )
         # Last, so that an instance that was interrupted on its way is not taken for one.
@@ -318,8 +318,13 @@ def _server_certificate(
     _write_key(plan.folder / "server.key", key)
 
 
+def _demo_labels(admin: str) -> str:
+    return _DEMO_RULES.replace("$admin", admin) + demo_renewal.LABELS + demo_devices.LABEL + demo_ways.LABELS
+
+
 def _demonstration(folder: Path) -> None:
-    """Under demo/: a manufacturer's CA with its CRL and one device of it, and one Basic credential."""
+    """Under demo/: a manufacturer's CA with its CRL and one device of it, a proxy's certificate, and the secrets of a
+    factory, of an approver and of a service."""
     demo = folder / "demo"
     demo.mkdir()
     key = ec.generate_private_key(ec.SECP256R1())
@@ -341,6 +346,12 @@ def _demonstration(folder: Path) -> None:
     password = credentials.generate()
     _write(demo / "basic", f"factory:{password}\n".encode())
     _write(folder / "credentials", (credentials.line("factory", password, generated=True) + "\n").encode())
+    front = ec.generate_private_key(ec.SECP256R1())
+    shown = _name("Demo load balancer")
+    balancer = _builder(shown, shown, front.public_key(), _SERVER_DAYS).sign(front, hashes.SHA256())
+    _write(demo / "balancer.pem", balancer.public_bytes(Encoding.PEM), public=True)
+    _write_key(demo / "balancer.key", front)
+    _write(demo / "inventory.secret", f"{credentials.generate()}\n".encode())
     password = credentials.generate()
     _write(demo / "approver", f"approver:{password}\n".encode())
     _write(folder / "approvers", (credentials.line("approver", password, generated=True) + "\n").encode())

@@ -196,7 +196,7 @@ def by_verdict(allow: Allow, verdict: Verdict | None, own: names.Names) -> tuple
             retry_after=verdict.retry_after if verdict is not None and verdict.retry_after else None,
         )
     if verdict.say != "allow":
-        why = f": {verdict.why}" if verdict.why else ""
+        why = f": {verdict.why.rstrip('.')}" if verdict.why else ""
         raise Forbidden(Reason.NOT_GRANTED, f"The service that knows who may have a certificate says no{why}.")
     profile = verdict.profile or allow.profile
     if profile not in allow.hook.profiles:

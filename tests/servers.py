@@ -162,6 +162,8 @@ def init(folder: Path, *options: str) -> Server:
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "SOFTHSM2_CONF"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
+    settings = server.config.read_text()
+    server.config.write_text(settings.replace("127.0.0.1:9444", f"127.0.0.1:{free_port()}"))
     return server
 
 

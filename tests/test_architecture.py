@@ -15,9 +15,9 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "costs", "demo_devices", "demo_renewal", "der", "device_keys", "devices", "doors", "durable", "errors",
-        "frames", "ledger_challenges", "ledger_crls", "ledger_requests", "ledger_subjects", "name_map", "ras",
-        "repeats", "rollover_toml", "starting", "tls", "toml_table", "verdicts",
+        "costs", "demo_devices", "demo_renewal", "demo_ways", "der", "device_keys", "devices", "doors", "durable",
+        "errors", "frames", "ledger_challenges", "ledger_crls", "ledger_requests", "ledger_subjects", "name_map",
+        "ras", "repeats", "rollover_toml", "starting", "tls", "toml_table", "verdicts",
     ),
     (
         "challenges", "credentials", "crl", "crl_plan", "device_rules", "http", "ledger_devices", "markup", "metrics",

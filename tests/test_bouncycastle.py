@@ -91,7 +91,12 @@ def outcomes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "generated-rsa": {**first, **factory, "do": "serverkeygen", "label": "keys", "key-type": "rsa-2048"},
         "generated-nowhere": {**first, **device, "do": "serverkeygen", "label": "strict"},
         "big": {**first, **factory, "key-type": "rsa-4096"},
-    }
+        "kept": {**first, **factory, "label": "sleepers"},
+        "kept-renamed": {
+            **first, "do": "reenroll", "label": "sleepers", "rename": "CN=device-2",
+            "cert": str(folder / "kept.pem"), "key": str(folder / "kept.key"),
+        },
+    }  # fmt: skip
     for tls in ("TLSv1.2", "TLSv1.3"):
         scenarios |= {
             f"device-{tls}": {**first, **device, "tls": tls},
@@ -100,6 +105,10 @@ def outcomes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             f"again-{tls}": {
                 **first, "do": "reenroll", "tls": tls,
                 "cert": str(folder / f"factory-{tls}.pem"), "key": str(folder / f"factory-{tls}.key"),
+            },
+            f"renamed-{tls}": {
+                **first, "do": "reenroll", "tls": tls, "rename": "CN=device-2",
+                "cert": str(folder / f"again-{tls}.pem"), "key": str(folder / f"again-{tls}.key"),
             },
         }  # fmt: skip
     return _perform(server, folder, "BcEst", ["bcprov", "bcpkix", "bcutil"], scenarios)
@@ -169,6 +178,20 @@ def test_R2_R22_bouncycastle_re_enrolls(outcomes: dict[str, Outcome], tls: str) 
     assert judge.serial(second) != judge.serial(first)
     assert judge.subject(second) == judge.subject(first)
     assert judge.alternative_names(second) == judge.alternative_names(first)
+
+
+@pytest.mark.parametrize("tls", ["TLSv1.2", "TLSv1.3"])
+def test_R23_bouncycastle_asks_for_another_name(outcomes: dict[str, Outcome], tls: str) -> None:
+    """R23: by ChangeSubjectName it has another subject, and the alternative name that it did not mention stays."""
+    certificate = outcomes[f"renamed-{tls}"].certificate
+    assert judge.subject(certificate) == "subject=CN=device-2"
+    assert _NAME in judge.alternative_names(certificate)
+
+
+def test_R23_bouncycastle_is_refused_another_name(outcomes: dict[str, Outcome]) -> None:
+    """R23: where the label does not let names change: 403."""
+    assert outcomes["kept"].certificate
+    assert outcomes["kept-renamed"].result == "status 403", outcomes["kept-renamed"].why
 
 
 def test_bouncycastle_takes_a_long_answer(outcomes: dict[str, Outcome]) -> None:

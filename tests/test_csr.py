@@ -520,7 +520,7 @@ _EDITS = st.lists(
 @given(csr_der=_BASES, edits=_EDITS)
 @settings(deadline=None, derandomize=True, max_examples=400)
 def test_R21_an_edited_request_is_refused(csr_der: bytes, edits: list[tuple[str, int, bytes]]) -> None:
-    """R21: however a request is edited, it is refused with a 400 unless what was signed is untouched."""
+    """R21, R39: however a request is edited, it is refused with a 400 unless what was signed is untouched."""
     edited = csr_der
     for how, at, data in edits:
         if how == "flip":

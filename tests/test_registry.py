@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd.enquiry import WRONG_MAX
 from estd.errors import ClientError, Refused
-from tests import make, servers
+from tests import docs, make, servers
 from tests.clients import judge
 from tests.servers import Server, wait_for
 from tests.test_bouncycastle import _perform
@@ -343,16 +342,13 @@ def test_R39_no_kill_parts_a_secret_from_its_certificate(folder: Path, issuers: 
 
 def test_the_documents_commands_do_what_they_say(folder: Path) -> None:
     """R39: docs/devices.md, its commands run one after the other as they stand there."""
-    text = (Path(__file__).resolve().parent.parent / "docs" / "devices.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = docs.blocks("docs/devices.md", "sh")
     assert len(blocks) >= 6
-    made = servers.init(folder / "demo")
-    script = "set -e\n" + "".join(blocks).replace("127.0.0.1:8443", f"127.0.0.1:{made.port}")
-    with servers.running(made):
-        done = subprocess.run(["sh", "-c", script], cwd=folder, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr + done.stdout
+    with servers.running(servers.init(folder / "made")) as made:
+        docs.Newcomer(made, folder).run("".join(blocks))
         assert [row.identity for row in made.rows()] == [
             "device:registry//SN-1001", "device:registry//SN-1002", "device:registry/Demo Manufacturer/DEMO-0001",
+            "webhook:pump-4",
         ]  # fmt: skip
     judge.chain_holds(made.folder / "ca.pem", folder / "device.pem")
     assert len((folder / "secrets.csv").read_text().splitlines()) == 3

@@ -234,7 +234,7 @@ def test_R23_over_tls(rename: Rename, renewal_server: Server) -> None:
     assert rows[found.serial_number].subject == "CN=pump-2"
     for value, label, words in (
         (change(None, x509.DNSName("www.example.org")), "renewal", "does not grant"),
-        (change(make.name("pump-2")), None, "leave ChangeSubjectName out"),
+        (change(make.name("pump-2")), "sleepers", "leave ChangeSubjectName out"),
     ):
         with pytest.raises(Refused, match=words) as caught:
             rename(value, label)

@@ -38,6 +38,7 @@ estd serves $url; Ctrl-C ends it. In another terminal, in this folder:
     $estd enroll $url --cacert $demo/ca.pem --label approval --credential $demo/demo/basic \\
         --subject CN=gateway-1 --out gateway --wait 10m
 
+  Every other part:  README.md, "Try each part"
   What was issued:   $estd cert list --config $demo/estd.toml
   Metrics:           $admin/metrics   (dashboard: grafana/README.md)
   Health:            $admin/readyz and /healthz

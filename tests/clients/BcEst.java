@@ -23,8 +23,10 @@ import javax.net.ssl.SSLSession;
 import javax.security.auth.x500.X500Principal;
 
 import org.bouncycastle.asn1.ASN1ObjectIdentifier;
+import org.bouncycastle.asn1.DERSequence;
 import org.bouncycastle.asn1.pkcs.PKCSObjectIdentifiers;
 import org.bouncycastle.asn1.pkcs.PrivateKeyInfo;
+import org.bouncycastle.asn1.x500.X500Name;
 import org.bouncycastle.asn1.x509.Extension;
 import org.bouncycastle.asn1.x509.ExtensionsGenerator;
 import org.bouncycastle.asn1.x509.GeneralName;
@@ -56,6 +58,9 @@ import org.bouncycastle.util.io.pem.PemObject;
 public class BcEst
 {
     private static final char[] NO_PASSWORD = new char[0];
+
+    /** RFC 6402, section 2.8. */
+    private static final ASN1ObjectIdentifier CHANGE_SUBJECT_NAME = new ASN1ObjectIdentifier("1.3.6.1.5.5.7.7.36");
 
     private final String server;
     private final X509Certificate anchor;
@@ -136,6 +141,10 @@ public class BcEst
             GeneralName name = new GeneralName(GeneralName.dNSName, words.get("dns"));
             extensions.addExtension(Extension.subjectAlternativeName, false, new GeneralNames(name));
             request.addAttribute(PKCSObjectIdentifiers.pkcs_9_at_extensionRequest, extensions.generate());
+        }
+        if (words.containsKey("rename"))
+        {
+            request.addAttribute(CHANGE_SUBJECT_NAME, new DERSequence(new X500Name(words.get("rename"))));
         }
         String algorithm = keys.getPrivate().getAlgorithm().equals("RSA") ? "SHA256withRSA" : "SHA256withECDSA";
         ContentSigner signer = new JcaContentSignerBuilder(algorithm).build(keys.getPrivate());
