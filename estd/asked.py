@@ -5,8 +5,9 @@ Where there is a template it alone counts, and the rest of the list is for clien
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat import asn1
@@ -15,6 +16,8 @@ from estd import challenges, der
 
 _TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 _CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
+_EXTENSION_LISTS = ("1.2.840.113549.1.9.14", "1.2.840.113549.1.9.16.2.62")
+"""extensionRequest, and a template's own, whose extensions may be without a value (RFC 9908 §3.4)."""
 
 
 @asn1.sequence
@@ -31,11 +34,32 @@ class _CsrAttrs:
 
 
 @asn1.sequence
+class _Extension:
+    oid: x509.ObjectIdentifier
+    critical: Annotated[bool, asn1.Default(False)]
+    value: bytes | None
+
+
+@asn1.sequence
+class _Extensions:
+    items: list[_Extension]
+
+
+@asn1.sequence
 class _Template:
     version: int
     subject: list[asn1.TLV] | None
     subject_public_key_info: Annotated[list[asn1.TLV] | None, asn1.Implicit(0)]
     attributes: Annotated[asn1.SetOf[_Attribute], asn1.Implicit(1)]
+
+
+class Extension(NamedTuple):
+    """An extension that a request should have as it is here."""
+
+    oid: str
+    critical: bool
+    value: bytes
+    """DER."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +69,8 @@ class Asked:
     attributes: frozenset[str]
     """OIDs: of attributes, and in the old form of whatever else is named by its OID."""
     template: bool
+    extensions: tuple[Extension, ...] = ()
+    """Those with a value; one without, such as a subjectAltName, is the client's to fill in."""
 
     @property
     def linked(self) -> bool:
@@ -70,11 +96,23 @@ def read(csr_attrs: bytes) -> Asked:
                 template = value.parse(_Template)
                 if template.version != 0:
                     raise ValueError(f"a template of version {template.version}")
-                return Asked(attributes=_types(template.attributes.as_list()), template=True)
+                return _asked(template.attributes.as_list(), template=True)
+        return _asked(items, template=False)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"the answer is not CsrAttrs: {error}") from None
-    return Asked(attributes=_types(items), template=False)
 
 
-def _types(items: list[_Attribute] | list[x509.ObjectIdentifier | _Attribute]) -> frozenset[str]:
-    return frozenset((one.type if isinstance(one, _Attribute) else one).dotted_string for one in items)
+def _asked(items: Sequence[x509.ObjectIdentifier | _Attribute], *, template: bool) -> Asked:
+    types = frozenset((one.type if isinstance(one, _Attribute) else one).dotted_string for one in items)
+    lists = [one for one in items if isinstance(one, _Attribute) and one.type.dotted_string in _EXTENSION_LISTS]
+    found = [extension for one in lists for value in one.values.as_list() for extension in _extensions(value)]
+    if len({one.oid for one in found}) < len(found):
+        raise ValueError("an extension is in it twice")
+    return Asked(attributes=types, template=template, extensions=tuple(found))
+
+
+def _extensions(value: asn1.TLV) -> Iterator[Extension]:
+    whole = der.tlv(value.tag_bytes[0], bytes(value.data))
+    for one in asn1.decode_der(_Extensions, der.tlv(der.SEQUENCE, whole)).items:
+        if one.value is not None:
+            yield Extension(one.oid.dotted_string, one.critical, one.value)

@@ -6,12 +6,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
 
 MlDsaKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
+Hash = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
 Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey | MlDsaKey
 
 GENERATED_KINDS = ("ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096")
 """The kinds of key that serverkeygen makes: ML-DSA's are for clients that make their own."""
 _CURVES = {"ec-p256": ec.SECP256R1(), "ec-p384": ec.SECP384R1(), "ec-p521": ec.SECP521R1()}
-_HASHES = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+_HASHES: dict[int, Hash] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
 _ML_DSA: dict[str, type[MlDsaKey]] = {
     "ml-dsa-44": mldsa.MLDSA44PrivateKey, "ml-dsa-65": mldsa.MLDSA65PrivateKey, "ml-dsa-87": mldsa.MLDSA87PrivateKey
 }  # fmt: skip
@@ -28,8 +29,16 @@ def generate(kind: str) -> Key:
     return ec.generate_private_key(_CURVES[kind])
 
 
+def fitting_hash(key: Key) -> Hash | None:
+    """The hash of the signature that fits the key: ECDSA's of the curve's size, SHA-256 with RSA (csrattrs); None where
+    the algorithm has its own."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return _HASHES[key.key_size]
+    return hashes.SHA256() if isinstance(key, rsa.RSAPrivateKey) else None
+
+
 def sign(key: Key, data: bytes) -> bytes:
-    """The signature that fits the key: ECDSA with the hash of the curve's size, RSA with SHA-256 (csrattrs)."""
+    """The signature that fits the key."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return key.sign(data, ec.ECDSA(_HASHES[key.key_size]))
     if isinstance(key, rsa.RSAPrivateKey):

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -65,17 +63,22 @@ def make_csr(
     san: x509.SubjectAlternativeName | None,
     challenge_password: bytes | None,
     more: Sequence[tuple[str, bytes]] = (),
+    extensions: Sequence[asked.Extension] = (),
 ) -> bytes:
-    """A PKCS#10 request, DER; `more` are OIDs of attributes with their strings, UTF-8."""
+    """A PKCS#10 request, DER; `more` are OIDs of attributes with their strings, UTF-8, `extensions` what csrattrs asks
+    for."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
     if san is not None:
         builder = builder.add_extension(san, critical=not subject.rdns)
+    for one in extensions:
+        oid = x509.ObjectIdentifier(one.oid)
+        if oid != x509.SubjectAlternativeName.oid:  # whose names are for whoever asks to say
+            builder = builder.add_extension(x509.UnrecognizedExtension(oid, one.value), one.critical)
     if challenge_password is not None:
         builder = builder.add_attribute(x509.oid.AttributeOID.CHALLENGE_PASSWORD, challenge_password)
-    for oid, value in more:
-        builder = builder.add_attribute(x509.ObjectIdentifier(oid), value)
-    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) else None
-    return builder.sign(key, algorithm).public_bytes(Encoding.DER)
+    for attribute, value in more:
+        builder = builder.add_attribute(x509.ObjectIdentifier(attribute), value)
+    return builder.sign(key, device_keys.fitting_hash(key)).public_bytes(Encoding.DER)
 
 
 def enroll(options: Options) -> dict[str, Any]:
@@ -106,8 +109,9 @@ def enroll(options: Options) -> dict[str, Any]:
 
         def request(binding: bytes | None) -> bytes:
             if binding is not None and told.identity_linking:  # unambiguous, so a challengePassword is left out
-                return make_csr(key, subject, san, None, [(challenges.IDENTITY_LINKING.oid, binding), *more])
-            return make_csr(key, subject, san, binding, more)
+                linking = (challenges.IDENTITY_LINKING.oid, binding)
+                return make_csr(key, subject, san, None, [linking, *more], told.extensions)
+            return make_csr(key, subject, san, binding, more, told.extensions)
 
         link: bool = done["linked"]
 

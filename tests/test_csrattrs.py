@@ -22,6 +22,7 @@ from estd.labels import KEY_KINDS, Allow, Label, NameRule, Profile
 from tests import make
 from tests.clients import judge
 from tests.servers import Server
+from tests.test_cli import estd
 from tests.test_names import DEFAULT
 
 NONE = NameRule(source="none", patterns=())
@@ -194,6 +195,11 @@ _KU = x509.KeyUsage(**{name: name == "digital_signature" for name in (
     "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
     "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")})  # fmt: skip
 _EKU = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+_TOLD = (
+    asked.Extension(_KU.oid.dotted_string, True, _KU.public_bytes()),
+    asked.Extension(_EKU.oid.dotted_string, False, _EKU.public_bytes()),
+)
+"""What csrattrs says of a profile that leaves usages as they are."""
 _FIT: dict[str, Any] = {"extensions": [(_KU, True), (_EKU, False)], "algorithm": hashes.SHA384()}
 P384_KEY = ec.generate_private_key(ec.SECP384R1())
 
@@ -288,6 +294,33 @@ def test_R47_an_enforcing_label(server: Server) -> None:
     assert server.metric("estd_rejections_total", reason="csrattrs") >= len(UNFIT)
 
 
+def test_R47_our_client_does_as_it_is_told(server: Server, folder: Path) -> None:
+    """R47: `estd enroll` puts the extensions of csrattrs into its request, signed as it asks, so that a label that
+    insists on them lets it in, with other names beside them too."""
+    estd(
+        "enroll", f"https://127.0.0.1:{server.port}", "--cacert", server.folder / "ca.pem", "--label", "enforced",
+        "--credential", server.folder / "demo" / "basic", "--subject", "CN=told", "--key-type", "ec-p384",
+        "--out", folder / "told",
+    )  # fmt: skip
+    certificate = x509.load_pem_x509_certificate((folder / "told.pem").read_bytes())
+    assert certificate.extensions.get_extension_for_class(x509.KeyUsage).value == _KU
+
+
+def test_an_extension_twice_is_no_csrattrs() -> None:
+    """RFC 9908 §3.2: what a server must not send is refused, not guessed at."""
+    twice = sequence(*(sequence(der.oid("2.5.29.15").hex(), "040403020780") for _ in range(2)))
+    with pytest.raises(ValueError, match="twice"):
+        asked.read(bytes.fromhex(sequence(attribute(csrattrs.EXTENSION_REQUEST, twice))))
+
+
+def test_the_extensions_of_either_form_are_read() -> None:
+    """R42, R43: the list's, the template's, and of a template's own those with a value."""
+    for form in ("legacy", "template", "both"):
+        assert asked.read(bytes.fromhex(encoded(P384, form))).extensions == _TOLD
+    named = encoded(dataclasses.replace(P384, subject="csr", subject_attributes=frozenset(), dns=ANY), "template")
+    assert asked.read(bytes.fromhex(named)).extensions == _TOLD
+
+
 def test_R37_R43_what_is_told_is_what_is_wanted(server: Server) -> None:
     """R37, R43: a request made of what csrattrs tells gets a certificate, with the extensions that it told."""
     with server.client(basic=True, label="asking") as client:
@@ -295,6 +328,7 @@ def test_R37_R43_what_is_told_is_what_is_wanted(server: Server) -> None:
         assert found.linked
         assert found.template
         assert csrattrs.EXTENSION_REQUEST in found.attributes
+        assert found.extensions == _TOLD
         certificate = client.enroll(lambda value: make.csr(P384_KEY, challenge_password=value, **_FIT), link=True)
     values = {one.oid: (one.critical, one.value) for one in certificate.extensions}
     assert values[_KU.oid] == (True, _KU)
