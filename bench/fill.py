@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from bench.csrs import new_key
 from bench.progress import ProgressLine
-from estd import material
+from estd import material, names
 from estd.batch import BATCH_MAX
 from estd.config import Config, load
 from estd.errors import ConfigError
@@ -119,7 +119,7 @@ def _issue(config: Config) -> Mould:
     middle, between, tail = rest.split(device.encode())
     return Mould(
         pieces_der=(head, middle, between, tail),
-        subject=subject.rfc4514_string(),
+        subject=names.shown(subject),
         device=device,
         label=label.name,
         profile=name,

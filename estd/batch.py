@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from estd import admission, csr, frames, holding, metrics, policy, registrar, registry
+from estd import admission, csr, frames, holding, metrics, names, policy, registrar, registry
 from estd.devices import Use, key_of_identity
 from estd.enquiry import Devices, Enquiry
 from estd.errors import EstError, NotFound, Reason, Unavailable
@@ -239,14 +239,14 @@ class BatchLine:
                 return
         if secret is not None and secret.spent:
             raise registry.spent()
-        if item.request.kind in frames.ASKS:
-            item.issued(b"", b"")
+        if item.request.kind in frames.ASKS and not holding.is_held(item.authorised):
+            item.may()
 
     def _for_device(self, item: Item, now: float) -> policy.Renewed:
         """What a registration authority renews."""
         assert item.evidence is not None
         assert item.csr is not None
-        rows = self._ledger.find_subject(item.policy.label.name, item.csr.subject.rfc4514_string())
+        rows = self._ledger.find_subject(item.policy.label.name, names.shown(item.csr.subject))
         held = [one for one in map(issued_before, rows) if one is not None]
         keys = {key for one in held if (key := key_of_identity(one.identity)) is not None}
         devices = self._ledger.find_devices(keys) if keys else {}
@@ -266,7 +266,7 @@ class BatchLine:
             verdicts = [holding.Verdict(trouble)] * len(held)
         for item, verdict in zip(held, verdicts, strict=True):
             item.verdict = verdict
-            if verdict.refusal is None and item.evidence is not None and item.evidence.key_to_come:
+            if verdict.refusal is None and item.request.kind in frames.ASKS:
                 item.may()
             elif verdict.refusal is not None and verdict.waiting is None:
                 item.refuse(verdict.refusal)

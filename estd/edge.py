@@ -245,7 +245,7 @@ class Edge:
             return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
         kind = ENROLMENTS[operation]
         before = await ask(_FIRST[kind], sent.csr_der) if challenge is not None else None
-        given = before if before is not None and before.payload else await ask(kind, sent.csr_der)
+        given = before if before is not None and before.serial else await ask(kind, sent.csr_der)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
     def _passed_on(self, request: web.BaseRequest, served: Served, chain: bytes) -> bytes | None:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
-from estd import asked, challenges, device_keys
+from estd import asked, challenges, device_keys, names
 from estd.client import Access, EstClient, pem_of
 from estd.errors import ClientError, Refused
 from estd.toml_table import duration
@@ -96,7 +96,7 @@ def enroll(options: Options) -> dict[str, Any]:
     with EstClient(access) as client:
         ca = client.cacerts()
         Path(f"{options.out}.ca.pem").write_bytes(pem_of(ca))
-        subjects = [one.subject.rfc4514_string() for one in ca]
+        subjects = [names.shown(one.subject) for one in ca]
         done: dict[str, Any] = {"ca": f"{options.out}.ca.pem", "ca_subjects": subjects}
         if options.cacerts_only:
             return done
@@ -129,7 +129,7 @@ def enroll(options: Options) -> dict[str, Any]:
         **done,
         "certificate": f"{options.out}.pem",
         "serial": _hex(certificate.serial_number),
-        "subject": certificate.subject.rfc4514_string(),
+        "subject": names.shown(certificate.subject),
         "not_after": certificate.not_valid_after_utc.isoformat(),
     }
 
@@ -167,11 +167,11 @@ def _told(client: EstClient) -> asked.Asked:
 def _wanted(options: Options) -> tuple[device_keys.Key, x509.Name, x509.SubjectAlternativeName | None]:
     """Key and names to ask for; a renewal asks for those of its certificate again."""
     if not options.renew:
-        names: list[x509.GeneralName] = [x509.DNSName(one) for one in options.dns]
-        names += [x509.IPAddress(ipaddress.ip_address(one)) for one in options.ip]
-        names += [x509.UniformResourceIdentifier(one) for one in options.uri]
-        san = x509.SubjectAlternativeName(names) if names else None
-        return device_keys.generate(options.key_type), x509.Name.from_rfc4514_string(options.subject), san
+        wanted: list[x509.GeneralName] = [x509.DNSName(one) for one in options.dns]
+        wanted += [x509.IPAddress(ipaddress.ip_address(one)) for one in options.ip]
+        wanted += [x509.UniformResourceIdentifier(one) for one in options.uri]
+        san = x509.SubjectAlternativeName(wanted) if wanted else None
+        return device_keys.generate(options.key_type), names.read(options.subject), san
     if options.cert is None:
         raise ClientError("--renew needs the certificate to renew: --cert")
     current = x509.load_pem_x509_certificate(options.cert.read_bytes())

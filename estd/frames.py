@@ -16,7 +16,7 @@ MAY, KEYGEN = 16, 17
 request with the key that the edge made."""
 MAY_ENROLL, MAY_RENEW = 18, 19
 """Whether the client may have such a certificate, before its edge hashes a revocationChallenge: the answer is the
-certificate of the same request sent before, or nothing."""
+certificate of the same request sent before, or has no serial number."""
 ASKS = frozenset({MAY, MAY_ENROLL, MAY_RENEW})
 """What an issuer answers without issuing."""
 
@@ -73,7 +73,7 @@ class Answer(NamedTuple):
     identity: str
     serial: bytes
     payload: bytes
-    """With a status of 200 the certificate's DER, or what a question asks for (MAY: the kinds of key that its profile
+    """With a status of 200 the certificate's DER, or what a question asks for (ASKS: the kinds of key that its profile
     takes, apart by commas); else the refusal's sentence."""
 
 

@@ -13,13 +13,11 @@ from cryptography.x509.oid import NameOID
 from estd import names
 from estd.errors import Forbidden
 
-_WORDS = {"serialNumber": NameOID.SERIAL_NUMBER}
-
 
 def _subject(text: str) -> x509.Name:
     """RFC 4514 text such as "CN=device-1,O=Acme", or a common name alone. Raises ValueError."""
     if "=" in text:
-        return x509.Name.from_rfc4514_string(text, _WORDS)
+        return names.read(text)
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)] if text else [])
 
 

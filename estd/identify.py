@@ -67,7 +67,7 @@ class ClientCertificate:
             serial=serial.to_bytes((serial.bit_length() + 7) // 8 or 1, "big") if serial >= 0 else b"",
             not_before=int(certificate.not_valid_before_utc.timestamp()),
             not_after=int(certificate.not_valid_after_utc.timestamp()),
-            shown=certificate.subject.rfc4514_string() or f"serial {serial:x}",
+            shown=names.shown(certificate.subject) or f"serial {serial:x}",
             fault=fault,
         )
 

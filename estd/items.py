@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from estd import csr, holding, policy, registry
 from estd.devices import DeviceKey, Use
 from estd.errors import REASONS, EstError
-from estd.frames import MAY, Answer, Request
+from estd.frames import ASKS, Answer, Request
 from estd.issuance import CertificateDer, Issuer, Prepared
 from estd.ledger import Row
 from estd.policy import Authorised, Client, Evidence, Issued
@@ -48,7 +48,7 @@ class Item:
         self.answer = Answer(self.request.id, 200, 0, 0, self.identity, serial, certificate_der)
 
     def may(self) -> None:
-        """The client may have a certificate for a key that is to be made: of which kinds."""
+        """The client may have such a certificate: with a key of which kinds."""
         assert self.authorised is not None
         self.issued(b"", ",".join(sorted(self.authorised.profile.keys)).encode())
 
@@ -95,17 +95,18 @@ def issued_before(row: Row | None) -> Issued | None:
 def without_twins(items: list[Item]) -> list[Item]:
     """The items less those that repeat an earlier one, which are told their twin, and those whose one-time secret an
     earlier one uses, which are refused."""
-    first: dict[bytes, Item] = {}
+    first: dict[tuple[bytes, bool], Item] = {}
     secrets: dict[DeviceKey, Item] = {}
     for item in items:
         assert item.authorised is not None
-        found = first.setdefault(item.authorised.repeat_key, item)
+        asks = item.request.kind in ASKS  # a question is no twin of what follows it
+        found = first.setdefault((item.authorised.repeat_key, asks), item)
         item.twin = found if found is not item else None
-        uses = found is item and item.request.kind != MAY
+        uses = found is item and not asks
         secret = item.authorised.secret if uses else None
         if secret is not None and secrets.setdefault(secret.key, item) is not item:
             item.refuse(registry.spent())
-            del first[item.authorised.repeat_key]
+            del first[item.authorised.repeat_key, asks]
     return list(first.values())
 
 

@@ -31,6 +31,9 @@ SUBJECT_TYPES = {
 }
 """Attribute types and the upper bounds of RFC 5280 appendix A, in characters."""
 
+_WORDS = {"serialNumber": NameOID.SERIAL_NUMBER}
+"""What RFC 4514 text may say beside the words of its §3: factories' identities have a serialNumber (IEEE 802.1AR)."""
+_SHOWN = {oid: word for word, oid in _WORDS.items()}
 _BY_OID = {oid: (word, bound) for word, (oid, bound) in SUBJECT_TYPES.items()}
 _REPEATABLE = frozenset({NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.DOMAIN_COMPONENT})
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,./:=?-]+")
@@ -53,6 +56,16 @@ _ANY = NameRule(source="csr", patterns=())
 San = x509.DNSName | x509.IPAddress | x509.UniformResourceIdentifier
 
 
+def shown(subject: x509.Name) -> str:
+    """A subject as RFC 4514 text."""
+    return subject.rfc4514_string(_SHOWN)
+
+
+def read(text: str) -> x509.Name:
+    """The subject that RFC 4514 text says. Raises ValueError."""
+    return x509.Name.from_rfc4514_string(text, _WORDS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Names:
     """A subject and the subjectAltNames beside it; encoded once, as a device's identity is used again and again."""
@@ -73,7 +86,7 @@ class Names:
     @cached_property
     def text(self) -> str:
         """The subject as RFC 4514 text."""
-        return self.subject.rfc4514_string()
+        return shown(self.subject)
 
 
 def of_extensions(subject: x509.Name, extensions: x509.Extensions) -> Names:
@@ -188,7 +201,7 @@ def _refused(what: str) -> Forbidden:
 
 
 def _shown(subject: x509.Name) -> str:
-    return repr(subject.rfc4514_string()[:200])
+    return repr(shown(subject)[:200])
 
 
 def _subject_asked_for(asked: x509.Name, profile: Profile, refuse: bool) -> x509.Name:

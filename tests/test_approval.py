@@ -330,6 +330,20 @@ def test_R27_R29_a_key_that_is_to_be_made_waits_for_a_person(scene: Scene) -> No
     assert states(scene) == ["issued", "denied", "pending"]
 
 
+def test_R27_R44_what_is_asked_before_a_challenge_is_hashed_waits_too(scene: Scene) -> None:
+    """A revocationChallenge is hashed for a request that is approved, not at each poll: the question waits itself. In
+    one batch with what follows it, it is no twin of that: a certificate is never answered with a question's answer."""
+    csr_der = make.csr()
+    question, request = asks(csr_der, kind=frames.MAY_ENROLL), asks(csr_der)
+    assert refused(*scene.act(question, question, request)) == [WAITS] * 3
+    assert states(scene) == ["pending"]
+    approve(scene)
+    may, issued = scene.act(question, request)
+    assert (refused(may, issued), may.serial, may.payload) == ([GOOD] * 2, b"", b"ec-p256")
+    assert x509.load_der_x509_certificate(issued.payload)
+    assert len(scene.token.signed) == 1
+
+
 def test_R27_R29_a_key_is_not_certified_where_the_approval_was_withdrawn(scene: Scene) -> None:
     """A denial between the question and the key that was made for it holds."""
     held = {"asked_key": bytes(32)}

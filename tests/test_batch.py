@@ -362,7 +362,7 @@ def test_R44_what_is_asked_first_issues_nothing(scene: Scene) -> None:
     is recorded with the certificate, and the same request is answered with that one when it is asked first again."""
     request = asks()
     first = request._replace(kind=frames.MAY_ENROLL)
-    assert [one[1:] for one in scene.line.run([first])] == [(200, 0, 0, "basic:factory", b"", b"")]
+    assert [one[1:] for one in scene.line.run([first])] == [(200, 0, 0, "basic:factory", b"", b"ec-p256")]
     assert refused(*scene.act(first._replace(user=None))) == [(401, Reason.NO_CREDENTIAL)]
     assert (scene.token.signed, scene.ledger.records) == ([], 0)
     (given,) = scene.act(request._replace(revocation=b"hash"))

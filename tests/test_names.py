@@ -436,3 +436,11 @@ def test_BIT_STRING_and_long_values_are_refused_not_raised() -> None:
     found = csr.parse(request(subject=subject_of(der.oid("2.5.4.10"), der.tlv(UTF8, b"x" * 4000))))
     with pytest.raises(Forbidden):
         names.grant(of(found.subject), DEVICE, profile(**FREE))
+
+
+def test_a_serial_number_is_shown_and_read_by_its_word() -> None:
+    """RFC 4514 text has words for few types; a factory's identity has a serialNumber (IEEE 802.1AR §8.6), and people
+    read it in logs."""
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, "SN-1"), *make.name("x")])
+    assert names.shown(subject) == "CN=x,serialNumber=SN-1"
+    assert names.read(names.shown(subject)) == subject
