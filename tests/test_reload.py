@@ -109,7 +109,7 @@ def _unknown_key(server: Server) -> None:
 
 
 def _no_anchors(server: Server) -> None:
-    rule = 'who = "certificate"\nanchors = "demo/{}.pem"'
+    rule = '[[label.default.allow]]\nwho = "certificate"\nanchors = "demo/{}.pem"'
     change(server, rule.format("manufacturer"), rule.format("nowhere"))
 
 
