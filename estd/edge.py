@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import time
+from functools import partial
 
 from aiohttp import web
 
@@ -56,6 +57,7 @@ _POSTED = {*ENROLMENTS, "serverkeygen"}
 """What shows the client's certificate to an issuer."""
 _TOLD = {"cacerts": wire.CERTS_ONLY_TYPE, "csrattrs": wire.CSRATTRS_TYPE}
 """What is the same for everybody, and its media type."""
+_KINDS = {**ENROLMENTS, "serverkeygen": frames.MAY}
 _FIRST = {frames.ENROLL: frames.MAY_ENROLL, frames.RENEW: frames.MAY_RENEW}
 """What is asked before a revocationChallenge is hashed."""
 _ASK_LATER_SECONDS = 60
@@ -205,48 +207,54 @@ class Edge:
         deadline = time.monotonic() + self._config.server.deadline_seconds
         linked = passed_on is None and csr.may_be_linked(sent.csr_der)
         binding = connection.channel_binding() if linked else b""
-        held = label.approval.held != "off"
-        peer = self._peer(request, served) if held else ""
         verdict = b""
         if served.webhook is not None:
             said = await served.webhook.ask(chain=chain, claim=claim, operation=operation, csr_der=sent.csr_der)
             verdict = verdicts.pack(said) if said is not None else b""
+        asked = Request(
+            id=0,
+            kind=_KINDS[operation],
+            label=served.number,
+            deadline=deadline,
+            user=user,
+            rule=rule,
+            binding=binding,
+            chain=chain,
+            csr_der=sent.csr_der,
+            peer=self._peer(request, served) if served.holds else "",
+            claim=pack_claim(claim),
+            verdict=verdict,
+            asked_key=csr.key_sha256(sent.csr_der) if served.holds and operation == "serverkeygen" else b"",
+        )
         challenge = challenges.REVOCATION.read(sent.csr_der) if label.revocation_challenge else None
-
-        async def ask(kind: int, csr_der: bytes) -> frames.Answer:
-            link = self._links[0] if len(self._links) == 1 else self._links[csr.key_hash(csr_der) % len(self._links)]
-            kept = await self._hashing.hashed(challenge) if challenge is not None and kind not in frames.ASKS else b""
-            given = await link.ask(
-                Request(
-                    id=0,
-                    kind=kind,
-                    label=served.number,
-                    deadline=deadline,
-                    user=user,
-                    rule=rule,
-                    binding=binding,
-                    chain=chain,
-                    csr_der=csr_der,
-                    peer=peer,
-                    claim=pack_claim(claim),
-                    verdict=verdict,
-                    revocation=kept,
-                    asked_key=csr.key_sha256(sent.csr_der) if held and operation == "serverkeygen" else b"",
-                )
-            )
-            seen.identity = given.identity or seen.identity
-            if given.status != 200:
-                raise _refused(given)
-            seen.serial = given.serial.hex()
-            return given
-
         if operation == "serverkeygen":
+            ask = partial(self._ask_for_key, asked, challenge, seen)
             given, private_key = await self._keys.serve(sent.csr_der, served.generated, ask)
             return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
-        kind = ENROLMENTS[operation]
-        before = await ask(_FIRST[kind], sent.csr_der) if challenge is not None else None
-        given = before if before is not None and before.serial else await ask(kind, sent.csr_der)
+        if challenge is None:
+            given = await self._ask(asked, seen)
+        else:
+            given = await self._ask(asked._replace(kind=_FIRST[asked.kind]), seen)
+            if not given.serial:
+                given = await self._ask(asked._replace(revocation=await self._hashing.hashed(challenge)), seen)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
+
+    async def _ask(self, asked: Request, seen: _Seen) -> frames.Answer:
+        """What an issuer answers; raises its refusal. Requests with one key always go to the same."""
+        links = self._links
+        given = await (links[0] if len(links) == 1 else links[csr.key_hash(asked.csr_der) % len(links)]).ask(asked)
+        seen.identity = given.identity or seen.identity
+        if given.status != 200:
+            raise _refused(given)
+        seen.serial = given.serial.hex()
+        return given
+
+    async def _ask_for_key(
+        self, asked: Request, challenge: bytes | None, seen: _Seen, kind: int, csr_der: bytes
+    ) -> frames.Answer:
+        """The same for what serverkeygen makes of a request."""
+        kept = await self._hashing.hashed(challenge) if challenge is not None and kind not in frames.ASKS else b""
+        return await self._ask(asked._replace(kind=kind, csr_der=csr_der, revocation=kept), seen)
 
     def _passed_on(self, request: web.BaseRequest, served: Served, chain: bytes) -> bytes | None:
         """What a proxy passes on of its client; None where the connection is the client's own."""

@@ -29,6 +29,7 @@ class Served:
         if label.renewal_info:
             self.operations.append("renewal-info")
         self.crl: CrlBody | None = None
+        self.holds = label.approval.held != "off"
         self.proxies = [material.proxies[name] for name in label.proxies]
         self.basic = [
             (index, Credentials(rule.credentials))
