@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ class Newcomer:
         binaries.mkdir(parents=True)
         (binaries / "activate").write_text("")
         for name, command in (("estd", "-m estd.cli"), ("python", "")):
-            (binaries / name).write_text(f'#!/bin/sh\nexec {sys.executable} {command} "$@"\n')
+            (binaries / name).write_text(f'#!/bin/sh\nexec {Path(sys.executable).absolute()} {command} "$@"\n')
             (binaries / name).chmod(0o755)
 
     def run(self, script: str, **variables: str) -> str:
@@ -53,12 +55,18 @@ class Newcomer:
         script = script.replace("https://127.0.0.1:8443", self.server.url)
         script = script.replace("http://127.0.0.1:9443", f"http://127.0.0.1:{self.server.admin_port}")
         path = f"{self.folder / '.venv' / 'bin'}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], check=False, cwd=self.folder, capture_output=True, text=True,
-            timeout=_SECONDS, env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **variables},
+        shell = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **variables}, process_group=0,
         )  # fmt: skip
-        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        try:
+            out, errors = shell.communicate(timeout=_SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)  # whatever a command left behind
+            shell.wait()
+        assert shell.returncode == 0, f"{script}\n{out}\n{errors}"
+        return out
 
 
 def merged(under: Any, over: Any) -> Any:
