@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat import asn1
 
 from estd import challenges, der
+from estd.attributes import Attribute
 
 _TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 _CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
@@ -21,16 +22,10 @@ _EXTENSION_LISTS = ("1.2.840.113549.1.9.14", "1.2.840.113549.1.9.16.2.62")
 
 
 @asn1.sequence
-class _Attribute:
-    type: x509.ObjectIdentifier
-    values: asn1.SetOf[asn1.TLV]
-
-
-@asn1.sequence
 class _CsrAttrs:
     """The list as the one field of a sequence: the decoder takes classes alone."""
 
-    items: list[x509.ObjectIdentifier | _Attribute]
+    items: list[x509.ObjectIdentifier | Attribute]
 
 
 @asn1.sequence
@@ -50,7 +45,7 @@ class _Template:
     version: int
     subject: list[asn1.TLV] | None
     subject_public_key_info: Annotated[list[asn1.TLV] | None, asn1.Implicit(0)]
-    attributes: Annotated[asn1.SetOf[_Attribute], asn1.Implicit(1)]
+    attributes: Annotated[asn1.SetOf[Attribute], asn1.Implicit(1)]
 
 
 class Extension(NamedTuple):
@@ -91,7 +86,7 @@ def read(csr_attrs: bytes) -> Asked:
     try:
         items = asn1.decode_der(_CsrAttrs, der.tlv(der.SEQUENCE, csr_attrs)).items
         for item in items:
-            if isinstance(item, _Attribute) and item.type.dotted_string == _TEMPLATE:
+            if isinstance(item, Attribute) and item.type.dotted_string == _TEMPLATE:
                 (value,) = item.values.as_list()
                 template = value.parse(_Template)
                 if template.version != 0:
@@ -102,9 +97,9 @@ def read(csr_attrs: bytes) -> Asked:
         raise ValueError(f"the answer is not CsrAttrs: {error}") from None
 
 
-def _asked(items: Sequence[x509.ObjectIdentifier | _Attribute], *, template: bool) -> Asked:
-    types = frozenset((one.type if isinstance(one, _Attribute) else one).dotted_string for one in items)
-    lists = [one for one in items if isinstance(one, _Attribute) and one.type.dotted_string in _EXTENSION_LISTS]
+def _asked(items: Sequence[x509.ObjectIdentifier | Attribute], *, template: bool) -> Asked:
+    types = frozenset((one.type if isinstance(one, Attribute) else one).dotted_string for one in items)
+    lists = [one for one in items if isinstance(one, Attribute) and one.type.dotted_string in _EXTENSION_LISTS]
     found = [extension for one in lists for value in one.values.as_list() for extension in _extensions(value)]
     if len({one.oid for one in found}) < len(found):
         raise ValueError("an extension is in it twice")

@@ -6,12 +6,9 @@ challengePassword too. Pure.
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat import asn1
-
-from estd import der
+from estd import attributes, der
 from estd.errors import BadRequest, Reason
 
 _MAX = 255
@@ -24,27 +21,6 @@ _STRINGS = {
     b"\x1e": "utf-16-be",  # BMPString
 }
 """The tags of a DirectoryString (RFC 5280 §4.1.2.4), and how each holds its characters."""
-
-
-@asn1.sequence
-class _Attribute:
-    type: x509.ObjectIdentifier
-    values: asn1.SetOf[asn1.TLV]
-
-
-@asn1.sequence
-class _Info:
-    version: int
-    subject: asn1.TLV
-    key: asn1.TLV
-    attributes: Annotated[asn1.SetOf[_Attribute], asn1.Implicit(0)]
-
-
-@asn1.sequence
-class _Request:
-    info: _Info
-    algorithm: asn1.TLV
-    signature: asn1.BitString
 
 
 class Challenge(NamedTuple):
@@ -63,8 +39,7 @@ class Challenge(NamedTuple):
         if self.oid_der not in csr_der:
             return None
         try:
-            found = asn1.decode_der(_Request, csr_der).info.attributes.as_list()
-            values = [one.values.as_list() for one in found if one.type.dotted_string == self.oid]
+            values = attributes.values_of(csr_der, self.oid)
         except (ValueError, TypeError, OverflowError):
             raise self._refused("cannot be read, for the request's attributes cannot") from None
         if not values:

@@ -7,7 +7,6 @@ loop, a few at a time, and a right one is remembered for a minute as its keyed h
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -16,10 +15,10 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from estd.errors import Reason, Unauthenticated, Unavailable
+from estd.errors import Reason, Unauthenticated
+from estd.side_thread import SideThread
 
 _SCRYPT = {"n": 2**14, "r": 8, "p": 1, "dklen": 32}
 _WAITING_MAX = 32
@@ -91,8 +90,7 @@ class Credentials:
         self._look_again = 0.0
         self._key = os.urandom(32)
         self._right: OrderedDict[bytes, float] = OrderedDict()
-        self._pool = ThreadPoolExecutor(1, "scrypt")
-        self._waiting = 0
+        self._thread = SideThread("scrypt", _WAITING_MAX, "Too many passwords are being checked; come back later.")
 
     async def check(self, user: str, password: bytes) -> bool:
         """Whether the password is the user's. A 503 where too many passwords are being checked."""
@@ -106,14 +104,7 @@ class Credentials:
         remembered = hmac.digest(self._key, b"\0".join((user.encode(), stored.encode(), password)), "sha256")
         if self._right.get(remembered, 0.0) > time.monotonic():
             return True
-        if self._waiting >= _WAITING_MAX:
-            raise Unavailable(Reason.OVERLOADED, "Too many passwords are being checked; come back later.")
-        self._waiting += 1
-        try:
-            good = await asyncio.get_running_loop().run_in_executor(self._pool, _matches, password, stored)
-        finally:
-            self._waiting -= 1
-        if not good or user not in self._stored:
+        if not await self._thread.run(_matches, password, stored) or user not in self._stored:
             return False
         self._right[remembered] = time.monotonic() + _REMEMBER_SECONDS
         if len(self._right) > _REMEMBER_MAX:

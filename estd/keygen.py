@@ -8,23 +8,20 @@ stored nor logged. `KeyMaker` is the seam where a token that makes and wraps key
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from estd import csr, der, device_keys, frames
-from estd.errors import BadRequest, Reason, Unavailable
+from estd.errors import BadRequest, Reason
 from estd.labels import Label, Profile, profiles_of
+from estd.side_thread import SideThread
 
 _DECRYPT_KEYS = {
     "1.2.840.113549.1.9.16.2.37": "DecryptKeyIdentifier",
     "1.2.840.113549.1.9.16.2.54": "AsymmetricDecryptKeyIdentifier",
 }
-_THREADS = 1
-"""RSA keys made at a time by an edge, which has one core."""
 _WAITING_MAX = 8
 """RSA keys of an edge that are being made or wait for it; one more is told 503."""
 _SHA256_WITH_RSA = "1.2.840.113549.1.1.11"
@@ -49,21 +46,12 @@ class SoftwareKeys:
     """Keys made by OpenSSL in this process: RSA in a thread, the others, which take microseconds, at once."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS, "keygen")
-        self._under_way = 0
+        self._thread = SideThread("keygen", _WAITING_MAX, "The server has more keys to generate than it takes.")
 
     async def make(self, kind: str, asked_der: bytes) -> Made:
         if not kind.startswith("rsa-"):
             return _make(kind, asked_der)
-        if self._under_way >= _WAITING_MAX:
-            raise Unavailable(Reason.OVERLOADED, "The server has more keys to generate than it takes.")
-        self._under_way += 1
-        work = asyncio.get_running_loop().run_in_executor(self._pool, _make, kind, asked_der)
-        work.add_done_callback(self._done)
-        return await asyncio.shield(work)  # a client that leaves does not make room before its key is made
-
-    def _done(self, _: asyncio.Future[Made]) -> None:
-        self._under_way -= 1
+        return await self._thread.run(_make, kind, asked_der)
 
 
 def _make(kind: str, asked_der: bytes) -> Made:

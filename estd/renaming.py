@@ -8,12 +8,10 @@ them where a request has them and reading that, so that they mean here what they
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from cryptography import x509
 from cryptography.hazmat import asn1
 
-from estd import der, names
+from estd import attributes, der, names
 from estd.csr import UNREADABLE, CertificationRequest
 from estd.errors import BadRequest, Reason
 from estd.names import Names
@@ -24,27 +22,6 @@ _EXTENSION_REQUEST_DER = der.oid("1.2.840.113549.1.9.14")
 _SUBJECT_ALT_NAME_DER = der.oid("2.5.29.17")
 _NO_SIGNATURE = der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.2")) + der.tlv(der.BIT_STRING, b"\0")
 _SEQUENCE, _SET = b"\x30", b"\x31"
-
-
-@asn1.sequence
-class _Attribute:
-    type: x509.ObjectIdentifier
-    values: asn1.SetOf[asn1.TLV]
-
-
-@asn1.sequence
-class _Info:
-    version: int
-    subject: asn1.TLV
-    key: asn1.TLV
-    attributes: Annotated[asn1.SetOf[_Attribute], asn1.Implicit(0)]
-
-
-@asn1.sequence
-class _Request:
-    info: _Info
-    algorithm: asn1.TLV
-    signature: asn1.BitString
 
 
 @asn1.sequence
@@ -61,8 +38,7 @@ def read(request: CertificationRequest, current: Names) -> Names | None:
     """The names asked for instead of `current`, a part that is not named as it is there; None without the attribute. A
     400 where it is malformed or there are several."""
     try:
-        found = asn1.decode_der(_Request, request.csr_der).info.attributes.as_list()
-        values = [one.values.as_list() for one in found if one.type == CHANGE_SUBJECT_NAME]
+        values = attributes.values_of(request.csr_der, CHANGE_SUBJECT_NAME.dotted_string)
         if not values:
             return None
         if len(values) != 1 or len(values[0]) != 1 or bytes(values[0][0].tag_bytes) != _SEQUENCE:

@@ -7,13 +7,11 @@ nobody makes an edge compute without a credential.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
-from concurrent.futures import ThreadPoolExecutor
 
-from estd.errors import Reason, Unavailable
+from estd.side_thread import SideThread
 
 _SALT_BYTES = 16
 _HASH_BYTES = 32
@@ -45,17 +43,10 @@ class Hashing:
     """An edge's thread for it."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "challenge")
-        self._waiting = 0
+        self._thread = SideThread(
+            "challenge", _WAITING_MAX, "The server has more revocation challenges to hash than it takes."
+        )
 
     async def hashed(self, challenge: bytes) -> bytes:
         """As the function. A 503 where too many wait."""
-        if self._waiting >= _WAITING_MAX:
-            raise Unavailable(Reason.OVERLOADED, "The server has more revocation challenges to hash than it takes.")
-        self._waiting += 1
-        work = asyncio.get_running_loop().run_in_executor(self._pool, hashed, challenge)
-        work.add_done_callback(self._done)
-        return await asyncio.shield(work)  # a client that leaves does not make room before its work is done
-
-    def _done(self, _: asyncio.Future[bytes]) -> None:
-        self._waiting -= 1
+        return await self._thread.run(hashed, challenge)

@@ -15,15 +15,18 @@ LINES_MAX = 400
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "costs", "demo_devices", "demo_renewal", "demo_ways", "der", "device_keys", "devices", "doors", "durable",
-        "errors", "frames", "ledger_challenges", "ledger_crls", "ledger_requests", "ledger_subjects", "name_map",
-        "ras", "repeats", "rollover_toml", "starting", "tls", "toml_table", "verdicts",
+        "attributes", "costs", "demo_devices", "demo_renewal", "demo_ways", "der", "device_keys", "devices", "doors",
+        "durable", "errors", "frames", "ledger_challenges", "ledger_crls", "ledger_requests", "ledger_subjects",
+        "name_map", "ras", "repeats", "rollover_toml", "starting", "tls", "toml_table", "verdicts",
     ),
     (
-        "challenges", "credentials", "crl", "crl_plan", "device_rules", "http", "ledger_devices", "markup", "metrics",
-        "proxy_settings", "reload_report", "renewal_info", "revocation", "sizing", "sockets", "transition", "wire",
+        "challenges", "crl", "crl_plan", "device_rules", "http", "ledger_devices", "markup", "metrics",
+        "proxy_settings", "reload_report", "renewal_info", "side_thread", "sizing", "sockets", "transition", "wire",
     ),
-    ("asked", "cli_reload", "cli_size", "csr", "issuer_link", "labels", "logs", "proxy", "requests_page"),
+    (
+        "asked", "cli_reload", "cli_size", "credentials", "csr", "issuer_link", "labels", "logs", "proxy",
+        "requests_page", "revocation",
+    ),
     ("client", "config", "issuance", "keygen", "names"),
     (
         "credential_files", "crl_file", "crl_list", "crl_signers", "csrattrs", "enrolling", "generation",
@@ -91,7 +94,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 PURE = (
     "asked", "csr", "csrattrs", "wire", "names", "policy", "proxy", "registrar", "renaming", "identify", "issuance",
     "der", "repeats", "frames", "crl_list", "costs", "sizing", "devices", "name_map", "given_names", "registry",
-    "verdicts", "otp", "device_rules", "challenges", "renewal_info",
+    "verdicts", "otp", "device_rules", "challenges", "renewal_info", "attributes",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",

@@ -38,6 +38,7 @@ from tests.test_curl_openssl import Curl
 from tests.test_hostile import VERSIONS, assert_served
 from tests.test_ledger import row
 from tests.test_policy import BINDING, FACTORY, LINK, NAMES, evidence, issued_rule, label_policy
+from tests.test_registry import estd
 
 ALL = (OTP, REVOCATION, IDENTITY_LINKING)
 BY_VERSION = pytest.mark.parametrize("tls", VERSIONS, ids=["1.2", "1.3"])
@@ -317,13 +318,6 @@ def test_R44_an_older_ledger_is_brought_up_to_date(path: Path) -> None:
 
 
 # The server.
-
-
-def estd(server: Server, *words: str | Path, code: int = 0) -> str:
-    command = [sys.executable, "-m", "estd.cli", *map(str, words), "--config", str(server.config)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stderr + done.stdout
-    return (done.stdout if code == 0 else done.stderr).strip()
 
 
 def one_time(server: Server, number: str) -> bytes:

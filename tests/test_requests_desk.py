@@ -461,7 +461,7 @@ def _own_address() -> str:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            pytest.skip("this host has no network")
+            pytest.fail("this host has loopback alone: ip link add d0 type dummy; ip address add 192.0.2.7/24 dev d0")
         return str(probe.getsockname()[0])
 
 

@@ -308,9 +308,9 @@ def test_more_RSA_keys_than_an_edge_makes_are_a_503(monkeypatch: pytest.MonkeyPa
         assert (await keys.make("ec-p256", b"")).private_key == b"key"
         go.set()
         await asyncio.gather(*waiting[:-1])
-        await asyncio.get_running_loop().run_in_executor(keys._pool, int)  # behind the one that was left
+        await asyncio.get_running_loop().run_in_executor(keys._thread._pool, int)  # behind the one that was left
         await asyncio.sleep(0)
-        assert keys._under_way == 0
+        assert keys._thread._under_way == 0
         await keys.make("rsa-2048", b"")
 
     asyncio.run(play())
