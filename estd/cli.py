@@ -19,11 +19,12 @@ from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, crede
 from estd.cli_reload import reload_command
 from estd.cli_renewal import renewal_info_command
 from estd.cli_rollover import ca_group
-from estd.command import READABLE, config_option, json_option, plainly, writer
+from estd.command import READABLE, config_option, json_option, limit_option, plainly, writer
 from estd.config import Config, load
 from estd.issuance import SERIAL_BYTES
 from estd.labels import KEY_KINDS
 from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row
+from estd.ledger_requests import plain_text
 from estd.toml_table import address
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -228,6 +229,11 @@ def _shown(row: Row) -> dict[str, Any]:
     }
 
 
+def _plain(text: str) -> str:
+    """For a terminal. The tab is estd's own: it stands between a device and who asked for it."""
+    return plain_text(text.replace("\t", " "))
+
+
 def _search(config: Config, **query: Any) -> Iterator[Row]:
     with Reader(config.ledger) as reader:
         yield from reader.search(**query)
@@ -249,7 +255,7 @@ def _row(config: Config, serial: bytes) -> Row:
 @_since
 @_until
 @_revoked
-@click.option("--limit", type=int, default=-1, help="At most so many.")
+@limit_option
 @json_option
 @plainly
 def cert_list(file: Path, as_json: bool, since: int | None, until: int | None, **query: Any) -> None:
@@ -260,7 +266,8 @@ def cert_list(file: Path, as_json: bool, since: int | None, until: int | None, *
             click.echo(json.dumps(shown))
         else:
             state = "revoked" if shown["revoked"] else "expired" if row.not_after < time.time() else "valid"
-            click.echo(f"{shown['serial']}  {shown['issued']}  {state:8} {shown['identity']:32} {shown['subject']}")
+            identity, subject = _plain(shown["identity"]), _plain(shown["subject"])
+            click.echo(f"{shown['serial']}  {shown['issued']}  {state:8} {identity:32} {subject}")
 
 
 @cert_group.command("show")
@@ -277,7 +284,7 @@ def cert_show(file: Path, serial: bytes, as_json: bool) -> None:
         return
     for name, value in _shown(row).items():
         if value is not None:
-            click.echo(f"{name:12} {value}")
+            click.echo(f"{name:12} {_plain(str(value))}")
     click.echo(pem, nl=False)
 
 

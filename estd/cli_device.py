@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from estd import importing
-from estd.command import READABLE, config_option, json_option, plainly, writer
+from estd.command import READABLE, config_option, json_option, limit_option, plainly, writer
 from estd.config import Config, load
 from estd.device_file import COLUMNS, DeviceFile
 from estd.devices import Device, DeviceKey
@@ -209,7 +209,7 @@ def device_enable(file: Path, serial_number: str, label: str, manufacturer: str,
 @click.option("--manufacturer", help="Those of this manufacturer.")
 @click.option("--serial-number", "part", help="Part of the serial number.")
 @click.option("--enabled/--disabled", default=None, help="Only those that are.")
-@click.option("--limit", type=int, default=-1, help="At most so many.")
+@limit_option
 @json_option
 @plainly
 def device_list(file: Path, as_json: bool, **query: Any) -> None:

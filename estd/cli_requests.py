@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
-from estd.command import config_option, json_option, plainly, writer
+from estd.command import NUMBER, config_option, json_option, limit_option, plainly, writer
 from estd.config import Config, load
 from estd.ledger import LedgerError, Reader
 from estd.ledger_requests import REASON_MAX, STATES, Decision, HeldRequest, plain_text
 
-_numbers = click.argument("numbers", type=click.IntRange(min=1), nargs=-1, required=True, metavar="NUMBER...")
+_numbers = click.argument("numbers", type=NUMBER, nargs=-1, required=True, metavar="NUMBER...")
 _by = click.option("--by", help="Who decided; without, the user who runs the command.")
 
 
@@ -74,7 +74,7 @@ def _find(config: Config, number: int) -> HeldRequest:
 @config_option
 @click.option("--state", type=click.Choice([*STATES, "all"]), default="pending", show_default=True)
 @click.option("--search", "text", default="", help="Part of subject, name, client, peer, label or key fingerprint.")
-@click.option("--limit", type=int, default=-1, help="At most so many.")
+@limit_option
 @json_option
 @plainly
 def requests_list(file: Path, state: str, text: str, limit: int, as_json: bool) -> None:
@@ -99,7 +99,7 @@ def _search(config: Config, state: str | None, text: str, limit: int) -> Iterato
 
 @requests_group.command("show")
 @config_option
-@click.argument("number", type=click.IntRange(min=1))
+@click.argument("number", type=NUMBER)
 @json_option
 @plainly
 def requests_show(file: Path, number: int, as_json: bool) -> None:

@@ -18,6 +18,9 @@ from hsm.errors import TokenError
 
 P = ParamSpec("P")
 READABLE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
+NUMBER = click.IntRange(1, 2**63 - 1)
+"""A row's number, as the ledger counts."""
+limit_option = click.option("--limit", type=click.IntRange(-1, 2**63 - 1), default=-1, help="At most so many.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print data, not words.")
 config_option = click.option(
     "--config", "file", type=READABLE, default=Path("estd.toml"), show_default=True, help="The configuration."
@@ -30,6 +33,8 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            for name, value in kwargs.items():
+                _check_text(name, value)
             command(*args, **kwargs)
         except ConfigError as error:
             for problem in error.problems:
@@ -40,6 +45,16 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(1)
 
     return run
+
+
+def _check_text(name: str, value: object) -> None:
+    """The shell hands on any bytes; what is not UTF-8 comes as half surrogate pairs, which nothing can store."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, str) and not one.isascii():
+            try:
+                one.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"what was given for {name.replace('_', ' ')} is not UTF-8") from None
 
 
 def writer(config: Config) -> Writer | RemoteWriter:

@@ -104,16 +104,20 @@ class WriterService:
         return done
 
     def _one(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What cannot be done with one message is that message's answer alone: its transaction is rolled back."""
+        try:
+            return self._done(message)
+        except LedgerBroken:
+            raise
+        except Exception as error:
+            return {"ok": False, "error": str(error)}
+
+    def _done(self, message: dict[str, Any]) -> dict[str, Any]:
         match message["do"]:
             case "decide" if message["state"] in DECISIONS:
                 return {"ok": True, "done": self._decide(message)}
             case "devices":
-                try:
-                    return {"ok": True, **self._writer.change_devices(message)}
-                except LedgerBroken:
-                    raise
-                except LedgerError as refused:
-                    return {"ok": False, "error": str(refused)}
+                return {"ok": True, **self._writer.change_devices(message)}
             case "revoke":
                 found = self._writer.revoke(bytes.fromhex(message["serial"]), message["when"], message["reason"])
                 return {"ok": True, "found": found}

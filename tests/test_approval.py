@@ -490,6 +490,17 @@ def test_R27_a_decision_goes_through_the_writers_service(path: Path) -> None:
         assert [(one.state, one.reason) for one in writer.requests.decisions(1)] == [("approved", ""), ("denied", "no")]
 
 
+def test_a_message_that_cannot_be_written_is_answered_alone(path: Path) -> None:
+    """Whatever a command sends, the writer goes on, and what came beside it is written."""
+    good = {"do": "record", "rows": [], "held": ledger_link._held_out(Held([waiting()], {}))}
+    lone = {"do": "decide", "request": 1, "seen": "pending", "state": "denied", "at": NOW_MS, "by": "cli:a"}
+    with closing(Writer(path)) as writer:
+        answers = WriterService(writer).answer([good, {**lone, "reason": "\udcf6"}, {"do": "revoke"}, good])
+        assert [answer["ok"] for answer in answers] == [True, False, False, True]
+        assert all(answer["error"] for answer in answers if not answer["ok"])
+        assert [one.state for one in writer.requests.search(NOW_MS)] == ["pending"]
+
+
 @pytest.mark.parametrize(
     ("query", "found"),
     [

@@ -23,7 +23,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key, load_pem_private_key
 
 from estd import __version__, cli
 from estd.errors import Refused
@@ -544,6 +544,46 @@ def test_list_shows_what_the_ledger_knows(server: Server, issued: list[x509.Cert
 def test_list_filters(server: Server, issued: list[x509.Certificate], options: list[str], count: int) -> None:
     """Each filter narrows the list."""
     assert len(cert(server, "list", "--subject", "cli-listed", "--json", *options).lines) == count
+
+
+def test_what_a_client_chose_does_not_reach_the_terminal_as_it_is(copy: Server) -> None:
+    """A factory's certificate may have any characters in its subject: none of them moves the cursor, turns the text
+    round or begins a line. Between a device and who renewed it for it stands a space."""
+    evil = "CN=\x1b[31mred\x07\u202eevil\r\n0000  forged"
+    certificate_der = copy.ca.public_bytes(Encoding.DER)
+    made = row(subject=evil, identity=f"device:default//1\tidevid:{evil}", certificate_der=certificate_der)
+    with closing(Writer(copy.folder / "ledger.sqlite3")) as writer:
+        writer.record([made])
+    for out in (cert(copy, "list").out, cert(copy, "show", made.serial.hex()).out):
+        assert all(line.isprintable() for line in out.splitlines())
+        assert "device:default//1 idevid:CN=\N{REPLACEMENT CHARACTER}[31mred" in out
+    assert len(cert(copy, "list").out.splitlines()) == 1
+    assert cert(copy, "list", "--json").lines[0]["subject"] == evil
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["requests", "deny", "1", "--reason", os.fsdecode(b"Gr\xf6\xdfe")],
+        ["device", "disable", os.fsdecode(b"\xe9")],
+        ["device", "add", "1", "--dns", os.fsdecode(b"\xe9.example.com")],
+        ["cert", "list", "--subject", os.fsdecode(b"\xff")],
+    ],
+    ids=" ".join,
+)
+def test_words_that_are_not_UTF_8_are_a_sentence(server: Server, words: list[str]) -> None:
+    """What a shell of another encoding hands on is refused before anybody else hears it; the server goes on."""
+    pids = server.pids()
+    assert "is not UTF-8" in estd(*words, "--config", server.config, status=1).err
+    assert server.pids() == pids
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "-5"])
+def test_a_number_that_no_ledger_has_is_a_wrong_command_line(server: Server, number: str) -> None:
+    """Numbers end where the ledger's do."""
+    for words in (["requests", "list", "--limit"], ["cert", "list", "--limit"], ["device", "list", "--limit"]):
+        assert "is not in the range" in estd(*words, number, "--config", server.config, status=2).err
+    assert "is not in the range" in estd("requests", "show", "--config", server.config, "--", number, status=2).err
 
 
 def test_a_time_that_is_none_is_a_wrong_command_line(server: Server) -> None:
