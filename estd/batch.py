@@ -18,7 +18,7 @@ from estd.errors import EstError, NotFound, Reason, Unavailable
 from estd.frames import Answer, Request
 from estd.identify import client_chain
 from estd.issuance import serials
-from estd.items import Item, issued_before, refusal, without_twins
+from estd.items import Item, issued_before, one_per_secret, refusal, without_twins
 from estd.labels import superseding
 from estd.ledger import LedgerBroken, LeftOut, Row
 from estd.ledger_requests import Held
@@ -117,6 +117,7 @@ class BatchLine:
             mark = self._stage(name, mark)
         going = without_twins([item for item in items if item.answer is None])
         going, waiting = self._hold(going, now)
+        going = one_per_secret(going)  # who waits for a person uses up nothing
         if going:
             for item, serial in zip(going, serials(len(going), int(now * 1000)), strict=True):
                 self._guard(item, partial(self._prepare, serial), now)

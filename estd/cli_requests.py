@@ -16,10 +16,11 @@ import click
 from estd.command import NUMBER, config_option, json_option, limit_option, plainly, writer
 from estd.config import Config, load
 from estd.ledger import LedgerError, Reader
-from estd.ledger_requests import REASON_MAX, STATES, Decision, HeldRequest, plain_text
+from estd.ledger_requests import DECISIONS, REASON_MAX, STATES, Decision, HeldRequest, plain_text
 
 _numbers = click.argument("numbers", type=NUMBER, nargs=-1, required=True, metavar="NUMBER...")
 _by = click.option("--by", help="Who decided; without, the user who runs the command.")
+_overturn = click.option("--overturn", is_flag=True, help="Decide otherwise than somebody did before.")
 
 
 @click.group("requests")
@@ -125,11 +126,14 @@ def requests_show(file: Path, number: int, as_json: bool) -> None:
 @_numbers
 @click.option("--reason", default="", help="Why, for the record.")
 @_by
+@_overturn
 @json_option
 @plainly
-def requests_approve(file: Path, numbers: tuple[int, ...], reason: str, by: str | None, as_json: bool) -> None:
+def requests_approve(
+    file: Path, numbers: tuple[int, ...], reason: str, by: str | None, overturn: bool, as_json: bool
+) -> None:
     """Approve requests: each device gets its certificate when it asks again."""
-    _decide(load(file), numbers, "approved", reason, by, as_json)
+    _decide(load(file), numbers, "approved", reason, by, overturn, as_json)
 
 
 @requests_group.command("deny")
@@ -137,25 +141,39 @@ def requests_approve(file: Path, numbers: tuple[int, ...], reason: str, by: str 
 @_numbers
 @click.option("--reason", required=True, help="Why; the device is told so.")
 @_by
+@_overturn
 @json_option
 @plainly
-def requests_deny(file: Path, numbers: tuple[int, ...], reason: str, by: str | None, as_json: bool) -> None:
+def requests_deny(
+    file: Path, numbers: tuple[int, ...], reason: str, by: str | None, overturn: bool, as_json: bool
+) -> None:
     """Deny requests: each device is told 403 with the reason when it asks again."""
     if not reason.strip():
         raise click.BadParameter("a denial needs a reason, which the device is told", param_hint="--reason")
-    _decide(load(file), numbers, "denied", reason, by, as_json)
+    _decide(load(file), numbers, "denied", reason, by, overturn, as_json)
 
 
-def _decide(config: Config, numbers: tuple[int, ...], state: str, reason: str, by: str | None, as_json: bool) -> None:
+def _decide(
+    config: Config, numbers: tuple[int, ...], state: str, reason: str, by: str | None, overturn: bool, as_json: bool
+) -> None:
     reason = " ".join(reason.split())
     if len(reason) > REASON_MAX:
         raise click.BadParameter(f"at most {REASON_MAX} characters", param_hint="--reason")
     who = f"cli:{by or pwd.getpwuid(os.getuid()).pw_name}"
     for number in dict.fromkeys(numbers):
-        seen = _find(config, number).state
+        seen = _find(config, number).state if overturn else "pending"
         with writer(config) as ledger:
             done = ledger.decide(number, seen, Decision(state, _now_ms(), who, reason))
         one = _find(config, number)
         if not done:
-            raise LedgerError(f"request {number} is {one.state}; it cannot be {state}")
+            raise LedgerError(_undecided(one, state))
         click.echo(json.dumps(shown(one)) if as_json else f"request {number} is {state}: {plain_text(one.subject)}")
+
+
+def _undecided(one: HeldRequest, state: str) -> str:
+    """Why a request did not become `state`."""
+    if one.state not in DECISIONS:
+        return f"request {one.id} is {one.state}; it cannot be {state}"
+    why = f": {plain_text(one.reason)}" if one.reason else ""
+    said = f"request {one.id} was {one.state} by {plain_text(one.decided_by or '')}{why}"
+    return said if one.state == state else f"{said}; with --overturn it becomes {state}"

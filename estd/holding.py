@@ -28,7 +28,7 @@ class Requests(Protocol):
     """The seam to the ledger. Every call may raise LedgerError."""
 
     def find_open(self, keys: Collection[bytes], now_ms: int) -> Mapping[bytes, Standing]: ...
-    def count_pending(self, now_ms: int) -> Mapping[tuple[str, str], int]: ...
+    def count_pending(self, label: str, identity: str | None, now_ms: int) -> int: ...
     def queue(self, now_ms: int) -> tuple[int, int]: ...
 
 
@@ -64,18 +64,37 @@ def is_held(authorised: Authorised) -> bool:
 
 
 def judge(requests: Requests, asked: Sequence[Asked], now_ms: int) -> list[Verdict]:
-    """A verdict on each: one question to the ledger for what is open, one more where there are new ones."""
+    """A verdict on each: one question to the ledger for what is open; where there are new ones, one more for each
+    client and each label of theirs."""
     found = requests.find_open([one.authorised.held_key for one in asked], now_ms)
-    counts: dict[tuple[str, str], int] = {}
-    if any(one.authorised.held_key not in found for one in asked):
-        counts = dict(requests.count_pending(now_ms))
-    return [_verdict(one, found.get(one.authorised.held_key), counts, now_ms) for one in asked]
+    queues = _Queues(requests, now_ms)
+    return [_verdict(one, found.get(one.authorised.held_key), queues, now_ms) for one in asked]
 
 
-def _verdict(asked: Asked, found: Standing | None, counts: dict[tuple[str, str], int], now_ms: int) -> Verdict:
+class _Queues:
+    """How many wait in each label and of each client, with what the batch adds."""
+
+    def __init__(self, requests: Requests, now_ms: int) -> None:
+        self._requests = requests
+        self._now_ms = now_ms
+        self._counts: dict[tuple[str, str | None], int] = {}
+
+    def count(self, label: str, identity: str | None) -> int:
+        key = label, identity
+        if key not in self._counts:
+            self._counts[key] = self._requests.count_pending(label, identity, self._now_ms)
+        return self._counts[key]
+
+    def add(self, label: str, identity: str) -> None:
+        """One more, after both were counted."""
+        self._counts[label, None] += 1
+        self._counts[label, identity] += 1
+
+
+def _verdict(asked: Asked, found: Standing | None, queues: _Queues, now_ms: int) -> Verdict:
     label = asked.authorised.label
     if found is None:
-        return _new(asked, counts, now_ms)
+        return _new(asked, queues, now_ms)
     if found.state == "approved":
         return Verdict(None, approved=found.id)
     if found.state == "denied":
@@ -92,19 +111,19 @@ def waits(label: Label) -> EstError:
     )
 
 
-def _new(asked: Asked, counts: dict[tuple[str, str], int], now_ms: int) -> Verdict:
-    """A request that nobody has seen yet. `counts` is what waits, kept up as the batch adds to it."""
+def _new(asked: Asked, queues: _Queues, now_ms: int) -> Verdict:
+    """A request that nobody has seen yet. A registration authority's count as its own, whoever they are for."""
     authorised = asked.authorised
-    label, identity = authorised.label, authorised.identity
+    label, identity = authorised.label, authorised.asker
     retry = retry_seconds(label.approval.retry_seconds)
-    own = counts.get((label.name, identity), 0)
+    own = queues.count(label.name, identity)
     if own >= label.approval.waiting_each:
         sentence = f"{own} requests of this client wait for approval already; ask again when they are decided."
         return Verdict(TooMany(Reason.TOO_MANY, sentence, retry_after=retry))
-    if sum(count for (name, _), count in counts.items() if name == label.name) >= label.approval.waiting:
+    if queues.count(label.name, None) >= label.approval.waiting:
         sentence = "This label has as many requests waiting for approval as it holds; ask again later."
         return Verdict(Unavailable(Reason.OVERLOADED, sentence, retry_after=retry))
-    counts[label.name, identity] = own + 1
+    queues.add(label.name, identity)
     return Verdict(
         waits(label),
         waiting=Waiting(

@@ -134,12 +134,15 @@ class IssuerProcess:
 
     def _take_ledger(self, *, writes: bool) -> Writer | RemoteWriter:
         """The ledger to write: this process's own, as soon as whoever writes it now hands it over, or another's."""
+        ledger: Writer | RemoteWriter
         if self._config.server.issuers > 1 or not writes:
-            return RemoteWriter(self._config.ledger, self._config.run / "ledger.sock")
-        self._writer = wait_for_writer(self._config.ledger, _TAKE_SECONDS)
-        self._writer.index_subjects(with_registrars(self._config.labels))
-        self._service = WriterService(self._writer, self._slot)
-        return self._writer
+            ledger = RemoteWriter(self._config.ledger, self._config.run / "ledger.sock")
+        else:
+            ledger = self._writer = wait_for_writer(self._config.ledger, _TAKE_SECONDS)
+            self._service = WriterService(self._writer, self._slot)
+        if writes and self._index == 0:
+            ledger.index_subjects(with_registrars(self._config.labels))
+        return ledger
 
     def _keep_crls(self) -> None:
         """Keep the CRLs, once no other generation does: two would give one number twice."""

@@ -93,21 +93,28 @@ def issued_before(row: Row | None) -> Issued | None:
 
 
 def without_twins(items: list[Item]) -> list[Item]:
-    """The items less those that repeat an earlier one, which are told their twin, and those whose one-time secret an
-    earlier one uses, which are refused."""
+    """The items less those that repeat an earlier one, which are told their twin."""
     first: dict[tuple[bytes, bool], Item] = {}
-    secrets: dict[DeviceKey, Item] = {}
     for item in items:
         assert item.authorised is not None
         asks = item.request.kind in ASKS  # a question is no twin of what follows it
         found = first.setdefault((item.authorised.repeat_key, asks), item)
         item.twin = found if found is not item else None
-        uses = found is item and not asks
-        secret = item.authorised.secret if uses else None
-        if secret is not None and secrets.setdefault(secret.key, item) is not item:
-            item.refuse(registry.spent())
-            del first[item.authorised.repeat_key, asks]
     return list(first.values())
+
+
+def one_per_secret(items: list[Item]) -> list[Item]:
+    """The items less those whose one-time secret an earlier one uses, which are refused."""
+    first: dict[DeviceKey, Item] = {}
+    going: list[Item] = []
+    for item in items:
+        assert item.authorised is not None
+        secret = item.authorised.secret
+        if secret is not None and first.setdefault(secret.key, item) is not item:
+            item.refuse(registry.spent())
+        else:
+            going.append(item)
+    return going
 
 
 def refusal(number: int, error: EstError, identity: str = "") -> Answer:

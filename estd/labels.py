@@ -269,8 +269,8 @@ def _approval(table: Table) -> Approval:
         held=table.choice("approval", "off", ("off", "first", "all")),
         retry_seconds=table.seconds("approval_retry", "60s", "8h"),
         window_seconds=table.seconds("approval_window", "7d", "1y"),
-        waiting=table.whole("approval_waiting", 10_000, 1, 1_000_000),
-        waiting_each=table.whole("approval_waiting_each", 100, 1, 1_000_000),
+        waiting=table.whole("approval_waiting", 10_000, 1, 100_000),
+        waiting_each=table.whole("approval_waiting_each", 100, 1, 100_000),
     )
     for key, value in (("retry", approval.retry_seconds), ("window", approval.window_seconds)):
         if value < 1:

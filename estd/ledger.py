@@ -276,7 +276,8 @@ class Writer(Reader):
 
     def index_subjects(self, labels: Collection[str]) -> None:
         """Have an index of subjects for these labels alone, which `find_subject` is asked for."""
-        ledger_subjects.keep(self._db, labels)
+        with self._transaction() as connection:
+            ledger_subjects.keep(connection, labels)
 
     def record(
         self,

@@ -11,7 +11,7 @@ import base64
 import json
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,9 @@ class WriterService:
             case "want_crl":
                 self._writer.want_crl(message["ca"])
                 return {"ok": True}
+            case "index_subjects":
+                self._writer.index_subjects(message["labels"])
+                return {"ok": True}
             case "health":
                 self._writer.store_health(message["slot"], message["at"])
                 return {"ok": True}
@@ -214,6 +217,9 @@ class RemoteWriter(Reader):
 
     def want_crl(self, ca: str) -> None:
         self._ask({"do": "want_crl", "ca": ca})
+
+    def index_subjects(self, labels: Collection[str]) -> None:
+        self._ask({"do": "index_subjects", "labels": sorted(labels)})
 
     def store_health(self, slot: int, at: float) -> None:
         self._ask({"do": "health", "slot": slot, "at": at})

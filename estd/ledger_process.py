@@ -12,7 +12,6 @@ from typing import Any
 from estd import metrics
 from estd.config import Config
 from estd.errors import EXIT_FATAL
-from estd.labels import with_registrars
 from estd.ledger import LedgerError, Writer
 from estd.ledger_link import LEDGER_DOOR, WriterService, frame
 from estd.logs import Log
@@ -21,9 +20,7 @@ from estd.sockets import Frame, FrameServer, Peer
 
 class LedgerProcess:
     def __init__(self, *, config: Config, listener: socket.socket, slot: metrics.Slot, log: Log) -> None:
-        writer = Writer(config.ledger)
-        writer.index_subjects(with_registrars(config.labels))
-        self._service = WriterService(writer, slot)
+        self._service = WriterService(Writer(config.ledger), slot)
         self._log = log
         self._arrived: list[tuple[Peer, dict[str, Any]]] = []
         self._draining = False

@@ -55,6 +55,12 @@ DECISIONS = ("approved", "denied")
 _OPEN = "state IN ('pending', 'approved', 'denied')"
 _SHOWN = f"CASE WHEN {_OPEN} AND expires_at <= :now THEN 'expired' ELSE state END"
 """A request is expired from its time on, also before a sweep writes it down."""
+_IN_STATE = {
+    **{one: f"state = '{one}' AND expires_at > :now" for one in ("pending", "approved", "denied")},
+    "issued": "state = 'issued'",
+    "expired": f"(state = 'expired' OR {_OPEN} AND expires_at <= :now)",
+}
+"""The same as a condition, by which the indices of what is open are of use."""
 _COLUMNS = f"""
     id, key, {_SHOWN} AS shown, label, profile, renews, identity, peer, subject, names, key_kind, spki_sha256, asked_at,
     expires_at, decided_at, decided_by, reason, serial
@@ -148,13 +154,13 @@ class Requests:
         )
         return {key: Standing(*found) for key, *found in self._db.execute(query, (*keys, now_ms))}
 
-    def count_pending(self, now_ms: int) -> dict[tuple[str, str], int]:
-        """How many wait, by label and identity."""
-        query = (
-            "SELECT label, identity, count(*) FROM request WHERE state = 'pending' AND expires_at > ? "
-            "GROUP BY label, identity"
-        )
-        return {(label, identity): count for label, identity, count in self._db.execute(query, (now_ms,))}
+    def count_pending(self, label: str, identity: str | None, now_ms: int) -> int:
+        """How many of a label wait; with `identity`, of that client's alone."""
+        query = "SELECT count(*) FROM request WHERE state = 'pending' AND label = ? AND expires_at > ?"
+        values: tuple[object, ...] = (label, now_ms)
+        if identity is not None:
+            query, values = f"{query} AND identity = ?", (*values, identity)
+        return int(self._db.execute(query, values).fetchone()[0])
 
     def queue(self, now_ms: int) -> tuple[int, int]:
         """How many wait, and since when the first of them (0 where none does)."""
@@ -174,14 +180,14 @@ class Requests:
         fingerprint; `before` is the number that a page goes on from."""
         query = f"""
             SELECT {_COLUMNS} FROM request
-            WHERE (:state IS NULL OR shown = :state) AND (:before IS NULL OR id < :before)
+            WHERE {_IN_STATE[state] if state else "1"} AND (:before IS NULL OR id < :before)
               AND (:text = '' OR instr(lower(subject || char(10) || names || char(10) || identity || char(10) || peer
                    || char(10) || label || char(10) || hex(spki_sha256)), lower(:text)) > 0
                    OR length(replace(:text, ':', '')) >= 8
                    AND instr(lower(hex(spki_sha256)), lower(replace(:text, ':', ''))) > 0)
             ORDER BY id DESC LIMIT :limit
         """
-        values = {"now": now_ms, "state": state, "before": before, "text": text, "limit": limit}
+        values = {"now": now_ms, "before": before, "text": text, "limit": limit}
         for row in self._db.execute(query, values):
             yield _held(row)
 

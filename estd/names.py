@@ -84,6 +84,12 @@ class Names:
         return x509.SubjectAlternativeName(self.san).public_bytes() if self.san else b""
 
     @cached_property
+    def key(self) -> bytes:
+        """Equal for equal subjects with the same subjectAltNames, in whatever order and letter case of a dNSName."""
+        san = {x509.SubjectAlternativeName([_lowered(name)]).public_bytes() for name in self.san}
+        return b"".join((self.subject_der, *sorted(san)))
+
+    @cached_property
     def text(self) -> str:
         """The subject as RFC 4514 text."""
         return shown(self.subject)
@@ -118,6 +124,10 @@ def _folded_subject(subject: x509.Name) -> list[frozenset[tuple[str, str]]]:
 
 def _folded_san(name: x509.GeneralName) -> object:
     return ("dns", name.value.lower()) if isinstance(name, x509.DNSName) else name
+
+
+def _lowered(name: x509.GeneralName) -> x509.GeneralName:
+    return x509.DNSName(name.value.lower()) if isinstance(name, x509.DNSName) else name
 
 
 @lru_cache(maxsize=1024)

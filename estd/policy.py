@@ -87,6 +87,7 @@ class Authorised(NamedTuple):
     label: Label
     profile: Profile
     identity: str
+    """Who asked, and for whom."""
     names: names.Names
     request: CertificationRequest
     renews: bytes | None
@@ -99,6 +100,8 @@ class Authorised(NamedTuple):
     """Equal for requests that one decision of a person is about."""
     asked_key: bytes
     """As in the evidence."""
+    asker: str
+    """Who asked alone: the registration authority itself, where it asks for a device."""
     secret: OneTimeSecret | None = None
     """To be marked as used with the certificate."""
 
@@ -176,10 +179,15 @@ def authorise(
             Reason.KEY_REFUSED,
             f"The profile takes keys of {', '.join(sorted(profile.keys))}; this one is {request.key_kind}.",
         )
-    repeat_key = _repeat_key(evidence, client, granted, profile, request.spki_der)
-    held_key = repeat_key
-    if evidence.asked_key:  # the key of each try is another
-        held_key = _repeat_key(evidence, client, granted, profile, evidence.asked_key)
+    if policy.label.approval.held == "off":
+        held_key = repeat_key = _repeat_key(
+            evidence, client, profile, request.spki_der, granted.subject_der, granted.san_der
+        )
+    else:
+        repeat_key = _repeat_key(evidence, client, profile, request.spki_der, granted.key)
+        held_key = repeat_key
+        if evidence.asked_key:  # the key of each try is another
+            held_key = _repeat_key(evidence, client, profile, evidence.asked_key, granted.key)
     return Authorised(
         label=policy.label,
         profile=profile,
@@ -191,6 +199,7 @@ def authorise(
         repeat_key=held_key if evidence.key_to_come else repeat_key,
         held_key=held_key,
         asked_key=evidence.asked_key,
+        asker=client.identity,
         secret=client.secret,
     )
 
@@ -261,15 +270,14 @@ def _check_renewal(
         raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with a new key only.")
 
 
-def _repeat_key(evidence: Evidence, client: Client, granted: names.Names, profile: Profile, key: bytes) -> bytes:
+def _repeat_key(evidence: Evidence, client: Client, profile: Profile, key: bytes, *granted: bytes) -> bytes:
     """A hash of (label, operation, credential, SubjectPublicKeyInfo or its hash, names, profile)."""
     parts: list[Any] = [
         evidence.label.encode(),
         b"renew" if evidence.renewal else b"enroll",
         client.identity.encode(),
         key,
-        granted.subject_der,
-        granted.san_der,
+        *granted,
         profile.name.encode(),
     ]
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()

@@ -28,6 +28,11 @@ def choose(
     """The certificate to renew, out of those that the label issued for the request's subject, newest first; `devices`
     are the registry's rows behind them. A 403 where there is none, or where it may not be renewed."""
     asked = names.of_extensions(request.subject, request.extensions)
+    if not asked.subject.rdns:
+        raise Forbidden(
+            Reason.NOT_ISSUED,
+            "A registration authority names the certificate that it renews by its subject, and this request has none.",
+        )
     for one in held:
         found = ClientCertificate.parse(one.certificate_der)
         if not names.same(asked, found.names):
@@ -47,5 +52,8 @@ def choose(
         return Renewed(found, one.profile, key)
     raise Forbidden(
         Reason.NOT_ISSUED,
-        "This label issued no certificate with the request's subject and subjectAltName, so there is none to renew.",
+        f"None of the {len(held)} newest certificates that this label issued for the request's subject has its "
+        "subjectAltName too, so there is none to renew."
+        if held
+        else "This label issued no certificate with the request's subject, so there is none to renew.",
     )

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import servers
 from tests.servers import Server
+
+# The same examples on each machine, and no verdict by the clock: a shared core is slow at times.
+settings.register_profile("estd", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("estd")
 
 _PACKAGES = {
     "softhsm2-util": "softhsm2",

@@ -14,7 +14,8 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estd import config, csr, frames, holding, ledger, ledger_link, ledger_requests, material, metrics
+from estd import config, csr, frames, holding, ledger, ledger_link, ledger_requests, material, metrics, policy
+from estd.devices import DeviceKey, Use
 from estd.errors import Reason
 from estd.frames import Answer, Request
 from estd.ledger import LedgerError, Reader, Writer
@@ -177,6 +178,26 @@ def test_R27_a_request_is_found_by_its_key_and_names(scene: Scene) -> None:
         assert len(listed(scene)) == before + 1
 
 
+def test_R27_the_order_and_the_case_of_alternative_names_make_no_other_request(scene: Scene) -> None:
+    """R27: a client that builds its CSR anew may put its names in another order, and gets what was approved; what it
+    is given is what is sent again."""
+    key = make.key()
+
+    def asked(*texts: str) -> Request:
+        return asks(make.csr(key, san=[x509.DNSName(text) for text in texts]))
+
+    scene.act(asked("a.example.com", "b.example.com"))
+    assert refused(*scene.act(asked("b.example.com", "A.example.com"))) == [WAITS]
+    assert len(listed(scene)) == 1
+    approve(scene)
+    (first,) = scene.act(asked("b.EXAMPLE.com", "a.example.com"))
+    assert refused(first) == [GOOD]
+    assert scene.act(asked("a.example.com", "b.example.com"))[0].serial == first.serial
+    for other in (asked("a.example.com"), asked("a.example.com", "b.example.com", "c.example.com")):
+        assert refused(*scene.act(other)) == [WAITS]
+    assert states(scene) == ["issued", "pending", "pending"]
+
+
 def test_R27_who_decides_sees_what_would_be_granted(scene: Scene) -> None:
     """The ledger holds who asks, from where and when, the granted names and the key."""
     key = make.key()
@@ -224,8 +245,8 @@ def test_R27_two_copies_in_a_batch_are_one_request(scene: Scene) -> None:
 
 
 def test_R27_a_batch_asks_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One question for a batch that waits already, one more where somebody is new, none for a label that holds
-    nothing."""
+    """One question for a batch that waits already; where somebody is new one more for the client and one for the
+    label, however many ask; none for a label that holds nothing."""
     queries: list[str] = []
     held = [make.csr() for _ in range(3)]
     scene.act(*(asks(csr_der) for csr_der in held))
@@ -235,8 +256,8 @@ def test_R27_a_batch_asks_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
     del queries[:]
     scene.act(*(asks(label=1) for _ in range(3)))
     assert queries == []
-    scene.act(asks(), *(asks(csr_der) for csr_der in held))
-    assert len([one for one in queries if one.startswith("SELECT")]) == 2
+    scene.act(asks(user="new"), asks(user="new"), *(asks(csr_der) for csr_der in held))
+    assert len([one for one in queries if one.startswith("SELECT")]) == 3
 
 
 def test_R27_waiting_requests_are_bounded(scene: Scene) -> None:
@@ -253,6 +274,26 @@ def test_R27_waiting_requests_are_bounded(scene: Scene) -> None:
     later(WINDOW_SECONDS)(scene)
     assert refused(*scene.act(*(asks() for _ in range(4)))) == [WAITS] * 3 + [(429, Reason.TOO_MANY)]
     assert scene.token.signed == []
+
+
+def test_R27_R39_waiting_uses_no_secret_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R27, R39: requests with one secret wait beside each other; of those that were approved the first gets its
+    certificate and uses the secret."""
+    secret = policy.OneTimeSecret(DeviceKey("default", "", "S1"), bytes(32), spent=False)
+    authorise, record = policy.authorise, scene.ledger.record
+    uses: list[Use] = []
+    monkeypatch.setattr(policy, "authorise", lambda *given: authorise(*given)._replace(secret=secret))
+    monkeypatch.setattr(
+        scene.ledger, "record", lambda rows, held, used, kept: uses.extend(used) or record(rows, held, (), kept)
+    )
+    csrs = [make.csr() for _ in range(3)]
+    assert refused(*scene.act(*map(asks, csrs))) == [WAITS] * 3
+    assert decides(scene, "approved", number=1)
+    assert refused(*scene.act(*map(asks, csrs))) == [WAITS, GOOD, WAITS]
+    assert len(uses) == 1
+    for number in (0, 2):
+        assert decides(scene, "approved", number=number)
+    assert refused(*scene.act(*map(asks, csrs[::2]))) == [GOOD, (401, Reason.SECRET_SPENT)]
 
 
 def test_R27_policy_comes_first(scene: Scene) -> None:

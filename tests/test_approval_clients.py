@@ -188,9 +188,12 @@ def test_R27_the_command_lists_and_decides(held: Server) -> None:
     assert "at most" in estd("requests", "approve", str(number), *config, "--reason", "x" * 301, status=2).err
     told = estd("requests", "deny", str(number), *config, "--reason", "a\nlong\x1b[2J story").out
     assert told == f"request {number} is denied: CN=listed\n"
-    assert "cannot be denied" in estd("requests", "deny", str(number), *config, "--reason", "again", status=1).err
-    assert decide(held, "approve", number, "--by", "Ada")["decided_by"] == "cli:Ada"
     user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
+    said = f"request {number} was denied by cli:{user}: a long\N{REPLACEMENT CHARACTER}[2J story"
+    assert said in estd("requests", "deny", str(number), *config, "--reason", "again", status=1).err
+    assert f"{said}; with --overturn" in estd("requests", "approve", str(number), *config, status=1).err
+    assert shown(held, number)["state"] == "denied", "nobody's decision is overturned unawares"
+    assert decide(held, "approve", number, "--by", "Ada", "--overturn")["decided_by"] == "cli:Ada"
     assert [(one["state"], one["by"]) for one in shown(held, number)["decisions"]] == [
         ("denied", f"cli:{user}"), ("approved", "cli:Ada"),
     ]  # fmt: skip

@@ -91,7 +91,7 @@ def _labels(port: int) -> str:
         _label("factory", _GENERATES + _BEHIND + 'expired_window = "30d"\n', _ISSUED, _FACTORY),
         _label("factory-ed", _GENERATES, _FACTORY.replace('"registered"', '"ed"')),
         _label("factory-held", _HELD + _BEHIND, _FACTORY),
-        _label("ra-held", _GENERATES + _HELD, _RA),
+        _label("ra-held", _GENERATES + _HELD + "approval_waiting_each = 1\n", _RA),
         *exact,
     ))  # fmt: skip
 
@@ -410,7 +410,7 @@ def test_serverkeygen_registry_profile(pairs: Pairs) -> None:
 
 def test_ra_serverkeygen_approval(pairs: Pairs) -> None:
     """R16, R27, R29: a registration authority asks for a key and certificate of a device; what waits says who asks for
-    whom."""
+    whom, and counts as the authority's own."""
     own_key = make.key()
     with pairs.server.client(basic=True, label="registrars") as client:
         own = Identity(client.enroll(lambda _: make.csr(own_key, subject=make.name("line 1"))), own_key)
@@ -424,7 +424,10 @@ def test_ra_serverkeygen_approval(pairs: Pairs) -> None:
     waiting = newest(pairs.server)
     assert waiting is not None
     assert waiting.identity.startswith("ra:")
-    assert waiting.identity.endswith("for CN=machine-1")
+    assert waiting.identity.endswith(" CN=line 1")
+    assert waiting.subject == "CN=machine-1"
+    another = make.csr(subject=make.name("machine-2"))
+    assert status(lambda: generate(pairs.client("ra-held", own), another)) == 429
     pairs.decide()
     key, certificate = ask()
     assert key.public_key() == certificate.public_key()

@@ -360,7 +360,11 @@ def test_R16_enrolls_and_renews_for_its_devices(gateway: Callable[[], Gateway]) 
     assert found.refusal(subject=make.name("x"), san=[x509.DNSName("www.example.org")])[0] == 403
     status, sentence = found.refusal(renew=True, subject=make.name("machine-2"))
     assert (status, "none to renew" in sentence) == (403, True)
-    assert found.refusal(renew=True, subject=x509.Name([]), san=MACHINE["san"])[0] == 403
+    assert found.refusal(renew=True, subject=MACHINE["subject"], san=[])[0] == 403
+    nameless = {"subject": x509.Name([]), "san": MACHINE["san"]}
+    assert found.ask(**nameless)
+    status, sentence = found.refusal(renew=True, **nameless)
+    assert (status, "by its subject" in sentence) == (403, True)
     revoke(found.server, second.serial_number)
     assert found.refusal(renew=True, **MACHINE) == (403, "The device's certificate is revoked.")
 
