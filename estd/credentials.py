@@ -97,7 +97,7 @@ class Credentials:
         self._refresh()
         stored = self._stored.get(user)
         if stored is None:
-            # As slow as a wrong password where passwords are used, so that names cannot be told by the clock.
+            # As slow as a wrong password where people's are kept, so that the clock does not tell their names.
             stored = next((one for one in self._stored.values() if "$scrypt$" in one), "$sha256$")
         if stored.startswith("$sha256$"):
             return _matches(password, stored) and user in self._stored

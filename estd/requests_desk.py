@@ -148,7 +148,7 @@ class Desk:
 
     async def _show(self, request: web.Request, user: str, status: int = 200, form: Form | None = None) -> web.Response:
         number = _number(request)
-        cookie = request.cookies.get(_COOKIE) or secrets.token_urlsafe(24)
+        cookie = _cookie(request) or secrets.token_urlsafe(24)
         form = form or Form(self._token(user, cookie))
         now_ms = _now_ms()
 
@@ -168,7 +168,7 @@ class Desk:
     async def _decide(self, request: web.Request, user: str) -> web.Response:
         number = _number(request)
         fields = await _form(request)
-        cookie = request.cookies.get(_COOKIE, "")
+        cookie = _cookie(request)
         token = self._token(user, cookie)
         elsewhere = request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin"
         if elsewhere or not cookie or not hmac.compare_digest(fields.get("token", "").encode(), token.encode()):
@@ -212,6 +212,12 @@ def _number(request: web.Request) -> int:
     return min(int(request.path.removeprefix(f"{ROOT}/").partition("/")[0]), _NUMBER_MAX)
 
 
+def _cookie(request: web.Request) -> str:
+    """This page's cookie; empty without one, or with one that this page never set."""
+    given = request.cookies.get(_COOKIE, "")
+    return given if given.isascii() else ""
+
+
 def _check_loopback(request: web.Request) -> None:
     """A password in plain HTTP goes over loopback or not at all."""
     own = request.transport.get_extra_info("sockname") if request.transport is not None else None
@@ -235,6 +241,6 @@ async def _form(request: web.Request) -> dict[str, str]:
                 if len(body) > _FORM_BYTES:
                     raise web.HTTPBadRequest(text="The form is too long.", reason="Not decided")
         fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=16, errors="strict")
-    except (TimeoutError, ValueError):
+    except (TimeoutError, ValueError, web.RequestPayloadError):
         raise web.HTTPBadRequest(text="The form cannot be read.", reason="Not decided") from None
     return {name: values[0] for name, values in fields.items() if len(values) == 1}

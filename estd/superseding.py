@@ -61,14 +61,22 @@ class Superseding:
         for serial, certificate in found.items():
             self.saw(certificate, rows.get(serial))
 
+    def _behind(self, renewed: Collection[bytes], ledger: Ledger) -> list[bytes]:
+        """Those of them that are not revoked yet, and what these renewed in their time without being seen."""
+        going: list[bytes] = []
+        while renewed:
+            rows = [row for row in ledger.find_many(renewed).values() if row.revoked_at is None]
+            going += [row.serial for row in rows if row.serial not in going]
+            renewed = {row.renews for row in rows if row.renews is not None and row.profile in self._profiles}
+        return going
+
     def settle(self, sighted: Collection[bytes], ledger: Ledger, now: float) -> None:
         """Revoke what was superseded, in one transaction. Raises LedgerBroken where the disk does not take it."""
         if not sighted and not self._waiting:
             return
         try:
             self._saw_all(sighted, ledger)
-            rows = ledger.find_many(self._waiting) if self._waiting else {}
-            going = [serial for serial, row in rows.items() if row.revoked_at is None]
+            going = self._behind(self._waiting, ledger)
             if going:
                 ledger.supersede(going, int(now))
         except LedgerBroken:

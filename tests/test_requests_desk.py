@@ -310,6 +310,7 @@ def test_every_answer_has_its_guards(desk: Server) -> None:
     "change",
     [
         {"token": ""}, {"token": "0" * 64}, {"token": None}, {"cookie": ""}, {"cookie": "estd-requests=other"},
+        {"cookie": "estd-requests=\xff\xfe"}, {"Content_Encoding": "deflate"},
         {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Sec_Fetch_Site": "none"},
         {"login": "other"}, {"decision": "issued"}, {"decision": ""}, {"reason": "x" * 301}, {"long": "x" * 9000},
         {"Content_Type": "text/plain"}, {"Content_Type": "application/json"}, {"seen": "denied"}, {"seen": ""},
@@ -324,6 +325,7 @@ def test_a_forged_form_decides_nothing(desk: Server, change: dict[str, str | Non
         others.write_text(others.read_text() + credentials.line("other", "a password", generated=False) + "\n")
         servers.wait_for(lambda: ask(desk, "/requests", login="other:a password").status == 200, 10)
     number = Device(desk, "forged").waits().id
+    assert ask(desk, f"/requests/{number}", cookie="estd-requests=\xff\xfe").status == 200
     cookie, fields = opened(desk, number)
     headers: dict[str, Any] = {"cookie": cookie}
     for name, value in change.items():

@@ -83,7 +83,13 @@ SEEN: dict[str, tuple[Sequence[Row], Sequence[Identity], set[bytes]]] = {
     "the new one": (CHAIN[:2], [NEW], {serial_of(OLD)}),
     "the old one": (CHAIN[:2], [OLD], set()),
     "both at once": (CHAIN[:2], [OLD, NEW], {serial_of(OLD)}),
-    "the newest of three": (CHAIN, [NEWER], {serial_of(NEW)}),
+    "the newest of three": (CHAIN, [NEWER], {serial_of(OLD), serial_of(NEW)}),
+    "the newest of three, whose second had another profile": (
+        [row(OLD), row(NEW, OLD, "device"), row(NEWER, NEW)], [NEWER], {serial_of(NEW)},
+    ),
+    "the newest of three, whose second is revoked": (
+        [row(OLD), row(NEW, OLD, revoked_at=5, reason=1), row(NEWER, NEW)], [NEWER], {serial_of(NEW)},
+    ),
     "all three": (CHAIN, [OLD, NEW, NEWER], {serial_of(OLD), serial_of(NEW)}),
     "a profile without the switch": ([row(OLD), row(NEW, OLD, "device")], [NEW], set()),
     "the old one's profile does not matter": ([row(OLD, profile="device"), row(NEW, OLD)], [NEW], {serial_of(OLD)}),
@@ -98,7 +104,7 @@ SEEN: dict[str, tuple[Sequence[Row], Sequence[Identity], set[bytes]]] = {
 
 @pytest.mark.parametrize("case", SEEN)
 def test_what_is_revoked_when_what_is_seen(case: str) -> None:
-    """Exactly the certificates whose successors were seen are revoked, as superseded."""
+    """Exactly the certificates whose successors were seen, or those after these, are revoked, as superseded."""
     rows, identities, revoked = SEEN[case]
     scene = Scene(*rows)
     scene.see(*identities)
