@@ -242,8 +242,9 @@ def _challenge_password(request: x509.CertificateSigningRequest, csr_der: bytes)
 
 
 def key_sha256(csr_der: bytes) -> bytes:
-    """The SHA-256 of the SubjectPublicKeyInfo of a request that was loaded. Nothing is verified."""
-    return hashlib.sha256(_subject_public_key_info(csr_der[der.content_start(csr_der, 0) :])).digest()
+    """The SHA-256 of the request's SubjectPublicKeyInfo, nothing of it verified. A 400 where the octets are no
+    request."""
+    return hashlib.sha256(_subject_public_key_info(load(csr_der).tbs_certrequest_bytes)).digest()
 
 
 def key_hash(csr_der: bytes) -> int:

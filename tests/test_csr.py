@@ -588,8 +588,10 @@ def test_whatever_is_signed_is_a_value_or_a_400(attributes: list[bytes], subject
 @given(data=st.binary(max_size=300))
 @settings(deadline=None, derandomize=True, max_examples=400)
 def test_the_edges_glances_never_fail(data: bytes) -> None:
-    """What an edge reads of a request before anybody has parsed it never raises, whatever the bytes."""
+    """What an edge reads of a request before anybody has parsed it never raises but a 400, whatever the bytes."""
     assert isinstance(csr.key_hash(data), int)
+    with pytest.raises(BadRequest, match="PKCS#10"):
+        csr.key_sha256(data)
     assert csr.may_be_linked(data) == any(
         der.oid(one) in data for one in (CHALLENGE_PASSWORD, "1.2.840.113549.1.9.16.2.58")
     )

@@ -170,6 +170,12 @@ CASES: dict[str, tuple[int, Callable[[], bytes], str]] = {
     ),
     "bodies: base64 of nothing that is a request": (400, lambda: enroll(b"AAAA"), "PKCS#10"),
     "bodies: a certificate": (400, lambda: enroll(base64.b64encode(make.certificate().der)), "PKCS#10"),
+    "bodies: no request for a key that waits for a person": (
+        400, lambda: enroll(b"MAA=", path=ROOT + "approval/serverkeygen"), "PKCS#10",
+    ),
+    "bodies: text for a key that waits for a person": (
+        400, lambda: enroll(b"bm90IGEgY3Ny", path=ROOT + "approval/serverkeygen"), "PKCS#10",
+    ),
     "bodies: a cut request": (400, lambda: enroll(base64.b64encode(CSR[:-5])), "PKCS#10"),
     "media type: JSON": (415, lambda: enroll(BODY, kind="application/json"), "application/pkcs10"),
     "media type: a form": (415, lambda: enroll(BODY, kind="application/x-www-form-urlencoded"), "application/pkcs10"),
