@@ -54,6 +54,12 @@ _BY_ALGORITHM = {_ALGORITHMS[kind]: kind for kind in (*_CURVES.values(), *_ML_DS
 """The kinds that the algorithm alone tells."""
 _UNCOMPRESSED = 0x04
 _POINT_BYTES = {"ec-p256": 65, "ec-p384": 97, "ec-p521": 133}
+_ED25519_PRIME = 2**255 - 19
+_ED25519_SMALL_ORDER = frozenset(
+    {0, 1, _ED25519_PRIME - 1, 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+     0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7}
+)  # fmt: skip
+"""The y of the points of order 1, 2, 4 and 8: a signature that fits such a key takes no private key."""
 _ML_DSA_BYTES = {"ml-dsa-44": 1312, "ml-dsa-65": 1952, "ml-dsa-87": 2592}
 
 UNREADABLE = (
@@ -131,6 +137,11 @@ def key_kind(public_key: object) -> str:
             raise BadRequest(Reason.WEAK_KEY, f"The curve {public_key.curve.name} is not one of P-256, P-384, P-521.")
         return kind
     if isinstance(public_key, ed25519.Ed25519PublicKey):
+        y = int.from_bytes(public_key.public_bytes_raw(), "little") & (1 << 255) - 1  # above it stands the sign of x
+        if y >= _ED25519_PRIME or y in _ED25519_SMALL_ORDER:
+            raise BadRequest(
+                Reason.WEAK_KEY, "The Ed25519 key is a point of small order, or its y is not below 2^255 - 19."
+            )
         return "ed25519"
     if isinstance(public_key, rsa.RSAPublicKey):
         if public_key.key_size not in _RSA_SIZES:

@@ -201,6 +201,33 @@ KINDS: dict[str, Callable[[], Any]] = {
     "ml-dsa-87": lambda: ml_dsa_key(87),
 }
 
+_ED25519_PRIME = 2**255 - 19
+SMALL_ORDER = {
+    "the neutral point": 1,
+    "order 2": _ED25519_PRIME - 1,
+    "order 4": 0,
+    "order 8": 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    "order 8, the other": _ED25519_PRIME - 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    "0 as the prime": _ED25519_PRIME,
+    "1 beyond the prime": _ED25519_PRIME + 1,
+}
+"""The y of Ed25519 points that need no private key (libsodium's list), whatever the sign of x."""
+
+
+def forged(y: int, sign: int) -> bytes:
+    """A request for a key that nobody has: the signature (the neutral point, 0) fits a key of small order whenever the
+    hash is a multiple of the order, so attributes are tried until it does."""
+    spki_der = spki_of(der.oid("1.3.101.112"), (y | sign << 255).to_bytes(32, "little"))
+    for number in range(200):
+        made = request(
+            attribute("1.2.3.4", der.uint(number)), spki_der=spki_der, algorithm=ED25519,
+            sign=lambda _: b"\x01" + bytes(63),
+        )  # fmt: skip
+        if x509.load_der_x509_csr(made).is_signature_valid:
+            break
+    return made
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], Reason]] = {
     # R21: proof of possession.
     "R21 signed by another key": (lambda: request(spki_der=spki(make.key())), Reason.BAD_SIGNATURE),
@@ -246,6 +273,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Reason]] = {
     "secp256k1": (lambda: make.csr(ec.generate_private_key(ec.SECP256K1())), Reason.WEAK_KEY),
     "brainpoolP256r1": (lambda: make.csr(ec.generate_private_key(ec.BrainpoolP256R1())), Reason.WEAK_KEY),
     "brainpoolP384r1": (lambda: make.csr(ec.generate_private_key(ec.BrainpoolP384R1())), Reason.WEAK_KEY),
+    **{
+        f"R21 Ed25519: {name}, sign {sign}": (lambda y=y, sign=sign: forged(y, sign), Reason.WEAK_KEY)
+        for name, y in SMALL_ORDER.items() for sign in (0, 1)
+    },
     "a huge RSA key": (
         lambda: request(key=rsa_key(), spki_der=spki_of(
             der.oid(RSA_ENCRYPTION) + der.NULL, der.tlv(der.SEQUENCE, der.uint(2**16384 + 1) + der.uint(65537)),
