@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat import asn1
 
 from estd import challenges, der
-from estd.attributes import Attribute
+from estd.attributes import UNREADABLE, Attribute
 
 _TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 _CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
@@ -93,7 +93,7 @@ def read(csr_attrs: bytes) -> Asked:
                     raise ValueError(f"a template of version {template.version}")
                 return _asked(template.attributes.as_list(), template=True)
         return _asked(items, template=False)
-    except (ValueError, TypeError, OverflowError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"the answer is not CsrAttrs: {error}") from None
 
 

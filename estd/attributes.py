@@ -32,8 +32,11 @@ class _Request:
     signature: asn1.BitString
 
 
+UNREADABLE = (ValueError, TypeError, OverflowError)
+"""What the decoder raises for DER that it does not take."""
+
+
 def values_of(csr_der: bytes, oid: str) -> list[list[asn1.TLV]]:
-    """For each attribute of that type its values. Raises ValueError, TypeError or OverflowError where the octets are no
-    request."""
+    """For each attribute of that type its values. Raises UNREADABLE where the octets are no request."""
     found = asn1.decode_der(_Request, csr_der).info.attributes.as_list()
     return [one.values.as_list() for one in found if one.type.dotted_string == oid]

@@ -176,7 +176,7 @@ class BatchLine:
             key_to_come=request.kind == frames.MAY,
             asked_key=request.asked_key,
         )
-        if (told := self._enquiry.told(request)) is not None:
+        if (told := self._enquiry.told(item)) is not None:
             item.evidence = item.evidence._replace(told=told)
 
     def _held(self, items: Sequence[Item]) -> Mapping[bytes, Row]:
@@ -214,7 +214,8 @@ class BatchLine:
             raise
 
     def _parse(self, item: Item, _now: float) -> None:
-        item.csr = csr.parse(item.request.csr_der)
+        if item.csr is None:
+            item.csr = csr.parse(item.request.csr_der)
 
     def _authorise(self, item: Item, now: float) -> None:
         assert item.evidence is not None

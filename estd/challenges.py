@@ -40,7 +40,7 @@ class Challenge(NamedTuple):
             return None
         try:
             values = attributes.values_of(csr_der, self.oid)
-        except (ValueError, TypeError, OverflowError):
+        except attributes.UNREADABLE:
             raise self._refused("cannot be read, for the request's attributes cannot") from None
         if not values:
             return None

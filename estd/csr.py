@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from estd import challenges, der
+from estd import challenges, der, name_bounds
 from estd.errors import BadRequest, Reason
 
 _CHALLENGE_PASSWORD_DER = der.oid("1.2.840.113549.1.9.7")
@@ -176,9 +176,11 @@ def _public_key(request: x509.CertificateSigningRequest) -> object:
 
 
 def check(csr_der: bytes) -> None:
-    """A 400 where the octets are not the DER of one request, its key is weak, unknown or no point of its curve, or its
-    signature is not by that key."""
+    """A 400 where the octets are not the DER of one request, its key is weak, unknown or no point of its curve, its
+    signature is not by that key, or it has too many names."""
     request = load(csr_der)
+    if len(csr_der) > name_bounds.SMALL_BYTES:
+        name_bounds.check(csr_der)
     public_key = _public_key(request)
     _checked_key_bits(_subject_public_key_info(request.tbs_certrequest_bytes), key_kind(public_key))
     _prove_possession(request, public_key)

@@ -20,7 +20,6 @@ from estd import (
     frames,
     keygen,
     metrics,
-    otp,
     proxy,
     renewal_info,
     revocation,
@@ -202,7 +201,7 @@ class Edge:
             raise UnsupportedMediaType(Reason.MEDIA_TYPE, "A request's body may not be compressed.")
         body = await self._body(request, label.body_bytes)
         sent = wire.read_pkcs10(body, pem=label.pem)
-        if anonymous and not otp.may_have(sent.csr_der):
+        if anonymous and not challenges.OTP.may_be_in(sent.csr_der):
             raise _no_credential()
         deadline = time.monotonic() + self._config.server.deadline_seconds
         linked = passed_on is None and csr.may_be_linked(sent.csr_der)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from estd import otp, registry
+from estd import challenges, csr, names, registry
 from estd.device_rules import RegistryRule
 from estd.devices import Device, DeviceKey, key_of_identity, unpack_claim
 from estd.errors import EstError, Reason, TooMany
@@ -79,6 +79,7 @@ class Asking(Protocol):
 
     request: Request
     evidence: Evidence | None
+    csr: csr.CertificationRequest | None
 
 
 T = TypeVar("T", bound=Asking)
@@ -101,16 +102,22 @@ class Enquiry:
         """Go on with another ledger, from the next batch on."""
         self._ledger = ledger
 
-    def told(self, request: Request) -> Told | None:
-        """What the request itself brings, None in a label that asks nobody; its rows come with `ask`. A 400 for an
-        attribute that cannot be read, a 429 where its secrets were wrong too often."""
+    def told(self, item: Asking) -> Told | None:
+        """What the request itself brings, None in a label that asks nobody; its rows come with `ask`. Where a one-time
+        password stands in the CSR, that is parsed, for its names say whose it is. A 400 for what cannot be read, a 429
+        where its secrets were wrong too often."""
+        request = item.request
         if not self._concerned[request.label]:
             return None
-        challenge = otp.challenge(request.csr_der) if self._by_otp[request.label] else None
+        challenge = challenges.OTP.read(request.csr_der) if self._by_otp[request.label] else None
+        asked: names.Names | None = None
+        if challenge is not None:
+            item.csr = csr.parse(request.csr_der)
+            asked = names.of_extensions(item.csr.subject, item.csr.extensions)
         told = Told(
             claim=unpack_claim(request.claim),
             otp_sha256=hashlib.sha256(challenge).digest() if challenge is not None else b"",
-            asked=otp.names_beside(request.csr_der) if challenge is not None else None,
+            asked=asked,
             devices={},
             verdict=unpack(request.verdict),
         )
@@ -149,9 +156,9 @@ class Enquiry:
         certificate = evidence.certificate
         if certificate is not None and certificate.serial in held:
             wanted.add(key_of_identity(held[certificate.serial].identity))
-        names = certificate.names if certificate is not None else None
+        own = certificate.names if certificate is not None else None
         for rule in self._rules[label]:
-            wanted.add(registry.key_by(rule, evidence.label, evidence.told, names))
+            wanted.add(registry.key_by(rule, evidence.label, evidence.told, own))
         return {key for key in wanted if key is not None}
 
     def refused(self, label: int, evidence: Evidence | None, error: EstError) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from estd import device_rules
+from estd import device_rules, name_bounds
 from estd.device_keys import GENERATED_KINDS
 from estd.device_rules import Hook, RegistryRule
 from estd.name_map import NameMap
@@ -207,7 +207,7 @@ def read_profile(name: str, table: Table) -> Profile:
         dns=_names(table, "dns"),
         ip=_names(table, "ip"),
         uri=_names(table, "uri"),
-        max_names=table.whole("max_names", 16, 0, 256),
+        max_names=table.whole("max_names", 16, 0, name_bounds.SAN_MAX),
         other_names=table.choice("other_names", "refuse", ("refuse", "replace")),
         crl_distribution_point=table.flag("crl_distribution_point", True),
         supersede=table.choice("supersede", "never", ("never", "when-seen")),

@@ -162,6 +162,8 @@ def grant(asked: Names, identity: Names, profile: Profile) -> Names:
         subject = _subject_asked_for(asked.subject, profile, refuse)
     san: list[x509.GeneralName] = []
     if asked.san or identity.san:
+        if refuse:
+            _check_number(len(asked.san), profile)  # before each is looked at, and whether it is there twice
         for kind, rule, allowed in (
             (x509.DNSName, profile.dns, _dns_allowed),
             (x509.IPAddress, profile.ip, _ip_allowed),
@@ -171,13 +173,17 @@ def grant(asked: Names, identity: Names, profile: Profile) -> Names:
     odd = [name for name in asked.san if not isinstance(name, San)]
     if odd and refuse:
         raise _refused(f"a subjectAltName of the kind {type(odd[0]).__name__}")
-    if len(san) > profile.max_names:
-        raise _refused(f"{len(san)} subjectAltNames where {profile.max_names} are the most")
+    _check_number(len(san), profile)
     if not subject.rdns and not san:
         raise Forbidden(Reason.NAME_REFUSED, "The request leaves the certificate without any name.")
     if subject is identity.subject and tuple(san) == identity.san:
         return identity
     return Names(subject=subject, san=tuple(san))
+
+
+def _check_number(san: int, profile: Profile) -> None:
+    if san > profile.max_names:
+        raise _refused(f"{san} subjectAltNames where {profile.max_names} are the most")
 
 
 def of_texts(subject: x509.Name, dns: Iterable[str], ip: Iterable[str], uri: Iterable[str]) -> Names:

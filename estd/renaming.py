@@ -11,7 +11,7 @@ from __future__ import annotations
 from cryptography import x509
 from cryptography.hazmat import asn1
 
-from estd import attributes, der, names
+from estd import attributes, der, name_bounds, names
 from estd.csr import UNREADABLE, CertificationRequest
 from estd.errors import BadRequest, Reason
 from estd.names import Names
@@ -44,7 +44,9 @@ def read(request: CertificationRequest, current: Names) -> Names | None:
         if len(values) != 1 or len(values[0]) != 1 or bytes(values[0][0].tag_bytes) != _SEQUENCE:
             raise _malformed("is there more than once, or is no SEQUENCE")
         subject_der, san_der = _parts(bytes(values[0][0].data))
-        shell = x509.load_der_x509_csr(_shell(request, subject_der, san_der))
+        shell_der = _shell(request, subject_der, san_der)
+        shell = x509.load_der_x509_csr(shell_der)
+        name_bounds.check(shell_der)
         asked = names.of_extensions(shell.subject, shell.extensions)
     except UNREADABLE:
         raise _malformed("cannot be read") from None

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "name_map", "ras", "repeats", "rollover_toml", "starting", "tls", "toml_table", "verdicts",
     ),
     (
-        "challenges", "crl", "crl_plan", "device_rules", "http", "ledger_devices", "markup", "metrics",
+        "challenges", "crl", "crl_plan", "device_rules", "http", "ledger_devices", "markup", "metrics", "name_bounds",
         "proxy_settings", "reload_report", "renewal_info", "side_thread", "sizing", "sockets", "transition", "wire",
     ),
     (
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client", "config", "issuance", "keygen", "names"),
     (
         "credential_files", "crl_file", "crl_list", "crl_signers", "csrattrs", "enrolling", "generation",
-        "given_names", "identify", "ledger", "otp", "renaming",
+        "given_names", "identify", "ledger", "renaming",
     ),
     ("crl_keeper", "device_file", "instance", "ledger_link", "registry", "superseding", "supervisor"),
     ("command", "exposition", "importing", "ledger_process", "policy", "requests_desk"),
@@ -94,7 +94,7 @@ OUTSIDE: dict[str, dict[str, str]] = {
 PURE = (
     "asked", "csr", "csrattrs", "wire", "names", "policy", "proxy", "registrar", "renaming", "identify", "issuance",
     "der", "repeats", "frames", "crl_list", "costs", "sizing", "devices", "name_map", "given_names", "registry",
-    "verdicts", "otp", "device_rules", "challenges", "renewal_info", "attributes",
+    "verdicts", "device_rules", "challenges", "renewal_info", "attributes", "name_bounds",
 )  # fmt: skip
 IMPURE = {
     "asyncio", "socket", "aiohttp", "sqlite3", "hsm", "time", "os", "random", "secrets", "threading", "subprocess",

@@ -24,6 +24,7 @@ from tests import make
 SAN, KEY_USAGE = "2.5.29.17", "2.5.29.15"
 CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+MICROSOFT_EXTENSIONS = "1.3.6.1.4.1.311.2.1.14"
 EC_PUBLIC_KEY, PRIME_256 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"
 RSA_ENCRYPTION, RSA_PSS = "1.2.840.113549.1.1.1", "1.2.840.113549.1.1.10"
 ECDSA_SHA256 = der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.2"))
@@ -182,6 +183,20 @@ def long_oid(octets: int) -> bytes:
 
 def subject_of(oid_der: bytes, value: bytes = der.tlv(UTF8, b"x")) -> bytes:
     return der.tlv(der.SEQUENCE, der.tlv(der.SET, der.tlv(der.SEQUENCE, oid_der + value)))
+
+
+def common_names(octets: int) -> bytes:
+    """A subject whose content has so many octets."""
+    one = subject_of(der.oid("2.5.4.3"))[2:]
+    count, left = divmod(octets, len(one))
+    return der.tlv(
+        der.SEQUENCE, one * (count - 1) + subject_of(der.oid("2.5.4.3"), der.tlv(UTF8, b"x" * (left + 1)))[2:]
+    )
+
+
+def alternative_names(count: int, octets: int = 1) -> bytes:
+    """A subjectAltName with so many names of so many octets."""
+    return extension(SAN, der.tlv(der.SEQUENCE, der.tlv(0x86, b"a" * octets) * count))
 
 
 def general_name(tag: int, value: bytes) -> bytes:
@@ -368,6 +383,15 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Reason]] = {
         lambda: request(algorithm=der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.2") + der.NULL)), Reason.NOT_DER,
     ),
     # Names, extensions and attributes.
+    "a subject of over 4 KiB": (lambda: request(subject=common_names(4096)), Reason.BAD_CSR),
+    "257 subjectAltNames": (lambda: request(wants(alternative_names(257))), Reason.BAD_CSR),
+    "257 subjectAltNames as Microsoft asks for them": (
+        lambda: request(attribute(MICROSOFT_EXTENSIONS, der.tlv(der.SEQUENCE, alternative_names(257)))), Reason.BAD_CSR,
+    ),
+    "257 subjectAltNames behind other extensions": (
+        lambda: request(wants(extension(KEY_USAGE, b"\x03\x02\x07\x80"), alternative_names(257))), Reason.BAD_CSR,
+    ),
+    "subjectAltNames of over 32 KiB": (lambda: request(wants(alternative_names(16, 2048))), Reason.BAD_CSR),
     "a common name that is a BIT STRING": (
         lambda: request(subject=subject_of(der.oid("2.5.4.3"), der.tlv(der.BIT_STRING, b"\0x"))), Reason.BAD_CSR,
     ),
@@ -407,6 +431,9 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "10,000 levels": lambda: deep(10_000),
     "10,000 levels inside an attribute": lambda: request(attribute("1.2.3.4", deep(10_000))),
     "10,000 levels inside an extension": lambda: request(wants(extension(SAN, deep(10_000)))),
+    "relative names in 240 subjectAltNames of 32 KiB": lambda: request(
+        wants(extension(SAN, der.tlv(der.SEQUENCE, der.tlv(0xA4, common_names(120)) * 240)))
+    ),
     "4,000 relative names": lambda: request(subject=der.tlv(der.SEQUENCE, subject_of(der.oid("2.5.4.3"))[2:] * 4_000)),
     "a subject of 40,000 characters": lambda: request(
         subject=subject_of(der.oid("2.5.4.3"), der.tlv(UTF8, b"x" * 40_000))
@@ -467,6 +494,14 @@ def test_takes_a_request_without_names_or_attributes() -> None:
     """A request may ask for nothing but its key."""
     found = proved(request(subject=b"\x30\0"))
     assert (list(found.subject), list(found.extensions), found.challenge_password) == ([], [], None)
+
+
+def test_takes_as_many_names_as_a_profile_may_grant() -> None:
+    """A subject of 4 KiB, and 256 alternative names or 32 KiB of them, are the most that is read."""
+    assert len(list(proved(request(subject=common_names(4092))).subject)) == 4092 // 12
+    for count, octets in ((256, 1), (15, 2048)):
+        found = proved(request(wants(alternative_names(count, octets)))).extensions
+        assert len(found.get_extension_for_class(x509.SubjectAlternativeName).value) == count
 
 
 @pytest.mark.parametrize("tag", [UTF8, PRINTABLE, 0x14, 0x16], ids=["UTF8", "Printable", "Teletex", "IA5"])

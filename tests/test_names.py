@@ -150,6 +150,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Names]] = {
     "identity: a wildcard over its own dNSName": ({"dns": IDENTITY}, of(None, dns("*.example"))),
     "identity: another's iPAddress": ({"ip": IDENTITY}, of(None, ip("192.0.2.2"))),
     "csr: no name at all": (FREE, of()),
+    "csr: more names than are granted, all the same": (FREE, of("x", *[dns("a.example")] * 17)),
     "csr: an eMail address": (FREE, of("x", x509.RFC822Name("a@b.example"))),
     "csr: a directoryName": (FREE, of("x", x509.DirectoryName(make.name("boss")))),
     "csr: an otherName": (FREE, of("x", x509.OtherName(CN, b"\x0c\x01x"))),

@@ -20,7 +20,7 @@ from estd.names import Names
 from tests import make
 from tests.make import Identity
 from tests.servers import Server
-from tests.test_csr import flipped, request
+from tests.test_csr import common_names, flipped, request
 from tests.test_names import profile
 from tests.test_policy import ISSUED, NAMES, PROFILES, client_of, evidence, issued_rule, label_policy
 
@@ -127,6 +127,15 @@ def test_R23_hostile_attributes_are_a_400(case: str) -> None:
         renaming.read(asking(*HOSTILE[case]), CURRENT)
     assert caught.value.reason in (Reason.BAD_CSR, Reason.NOT_DER)
     assert caught.value.reason is Reason.NOT_DER or "ChangeSubjectName" in caught.value.sentence
+
+
+def test_R23_as_many_names_as_in_a_request() -> None:
+    """The attribute's names are bounded as a request's own are."""
+    names = [x509.DNSName(f"{number}.example") for number in range(257)]
+    assert renaming.read(asking(attribute(change(None, *names[:256]))), CURRENT)
+    for value in (change(None, *names), der.tlv(der.SEQUENCE, common_names(4096))):
+        with pytest.raises(BadRequest, match="asks for"):
+            renaming.read(asking(attribute(value)), CURRENT)
 
 
 _BASE = attribute(change(NEW_SUBJECT, *NEW_SAN))
