@@ -18,14 +18,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from estd import challenges, der, name_bounds
+from estd import attributes, challenges, der, name_bounds
 from estd.errors import BadRequest, Reason
 
-_CHALLENGE_PASSWORD_DER = der.oid("1.2.840.113549.1.9.7")
-_PKCS_9 = _CHALLENGE_PASSWORD_DER[2:-1]
+_PKCS_9 = challenges.PASSWORD.oid_der[2:-1]
 """What the OIDs of both attributes that may link a request begin with, and those of most others."""
-_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
-_EXTENSION_REQUEST_DER = der.oid("1.2.840.113549.1.9.14")
+_EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+_EXTENSION_REQUEST_DER = der.oid(_EXTENSION_REQUEST)
 _CURVES = {"secp256r1": "ec-p256", "secp384r1": "ec-p384", "secp521r1": "ec-p521"}
 _RSA_SIZES = (2048, 3072, 4096)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -81,6 +80,7 @@ class CertificationRequest(NamedTuple):
     subject: x509.Name
     extensions: x509.Extensions
     challenge_password: bytes | None
+    """Its characters in UTF-8, as those of the next."""
     identity_linking: bytes | None = None
     """The estIdentityLinking (RFC 7894 §3.3)."""
 
@@ -92,7 +92,9 @@ class CertificationRequest(NamedTuple):
 def may_be_linked(csr_der: bytes) -> bool:
     """Whether the bytes may hold a challengePassword or an estIdentityLinking: cheap enough for the edge, which does
     not parse, and one search where there are no attributes."""
-    return _PKCS_9 in csr_der and (_CHALLENGE_PASSWORD_DER in csr_der or challenges.IDENTITY_LINKING.may_be_in(csr_der))
+    return _PKCS_9 in csr_der and (
+        challenges.PASSWORD.may_be_in(csr_der) or challenges.IDENTITY_LINKING.may_be_in(csr_der)
+    )
 
 
 def _subject_public_key_info(tbs: bytes) -> bytes:
@@ -197,7 +199,7 @@ def parse(csr_der: bytes) -> CertificationRequest:
     try:
         subject = request.subject
         extensions = request.extensions
-        if csr_der.count(_EXTENSION_REQUEST_DER) > 1 and _count(request, _EXTENSION_REQUEST) > 1:
+        if csr_der.count(_EXTENSION_REQUEST_DER) > 1 and len(attributes.values_of(csr_der, _EXTENSION_REQUEST)) > 1:
             raise BadRequest(Reason.BAD_CSR, "The request has more than one extensionRequest.")
     except UNREADABLE as error:
         raise BadRequest(Reason.BAD_CSR, f"The request's subject or extensions cannot be read: {error}.") from None
@@ -209,7 +211,7 @@ def parse(csr_der: bytes) -> CertificationRequest:
         key_bits=key_bits,
         subject=subject,
         extensions=extensions,
-        challenge_password=_challenge_password(request, csr_der) if linked else None,
+        challenge_password=challenges.PASSWORD.read(csr_der) if linked else None,
         identity_linking=challenges.IDENTITY_LINKING.read(csr_der) if linked else None,
     )
 
@@ -233,25 +235,6 @@ def _prove_possession(request: x509.CertificateSigningRequest, public_key: objec
         raise BadRequest(
             Reason.BAD_SIGNATURE, "The request's signature does not fit its key: possession of the key is not proved."
         )
-
-
-def _count(request: x509.CertificateSigningRequest, oid: x509.ObjectIdentifier) -> int:
-    return sum(one.oid == oid for one in request.attributes)
-
-
-def _challenge_password(request: x509.CertificateSigningRequest, csr_der: bytes) -> bytes | None:
-    """The challengePassword (RFC 2985 §5.4.1, a DirectoryString). A 400 where there are several or it is no string."""
-    if _CHALLENGE_PASSWORD_DER not in csr_der:
-        return None
-    try:
-        found = [one for one in request.attributes if one.oid == x509.oid.AttributeOID.CHALLENGE_PASSWORD]
-    except UNREADABLE:
-        raise BadRequest(Reason.BAD_CSR, "The request's attributes cannot be read.") from None
-    if not found:
-        return None
-    if len(found) > 1:
-        raise BadRequest(Reason.BAD_CSR, "The request has more than one challengePassword.")
-    return bytes(found[0].value)
 
 
 def key_sha256(csr_der: bytes) -> bytes:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from estd import csr, der, device_keys, frames
+from estd import attributes, csr, der, device_keys, frames
 from estd.errors import BadRequest, Reason
 from estd.labels import Label, Profile, profiles_of
 from estd.side_thread import SideThread
@@ -84,16 +84,15 @@ def wanted_kind(asked_der: bytes) -> str:
     """
     request = csr.load(asked_der)
     try:
-        named = {one.oid.dotted_string for one in request.attributes}
-    except csr.UNREADABLE:
+        named = [name for oid, name in _DECRYPT_KEYS.items() if attributes.values_of(asked_der, oid)]
+    except attributes.UNREADABLE:
         raise BadRequest(Reason.BAD_CSR, "The request's attributes cannot be read.") from None
-    for oid, name in _DECRYPT_KEYS.items():
-        if oid in named:
-            raise BadRequest(
-                Reason.DECRYPT_KEY,
-                f"The request names a decryption key ({name}) that this server does not know: it returns keys "
-                "protected by TLS alone.",
-            )
+    if named:
+        raise BadRequest(
+            Reason.DECRYPT_KEY,
+            f"The request names a decryption key ({named[0]}) that this server does not know: it returns keys "
+            "protected by TLS alone.",
+        )
     try:
         return csr.key_kind(request.public_key())
     except (BadRequest, *csr.UNREADABLE):

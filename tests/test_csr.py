@@ -421,6 +421,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Reason]] = {
     "a challengePassword with two values": (
         lambda: request(attribute(CHALLENGE_PASSWORD, der.tlv(UTF8, b"a"), der.tlv(UTF8, b"b"))), Reason.BAD_CSR,
     ),
+    **{
+        f"R13 a challengePassword in tag {tag:02x}": (lambda tag=tag: request(password(tag, b"QUJD")), Reason.BAD_CSR)
+        for tag in (0x02, 0x03, 0x04, 0x05, 0x2C, 0x30, 0x80)
+    },
+    "a challengePassword that is no UTF-8": (lambda: request(password(UTF8, b"\xff")), Reason.BAD_CSR),
     "a challengePassword without a value": (lambda: request(attribute(CHALLENGE_PASSWORD)), Reason.BAD_CSR),
 }  # fmt: skip
 
@@ -504,11 +509,39 @@ def test_takes_as_many_names_as_a_profile_may_grant() -> None:
         assert len(found.get_extension_for_class(x509.SubjectAlternativeName).value) == count
 
 
-@pytest.mark.parametrize("tag", [UTF8, PRINTABLE, 0x14, 0x16], ids=["UTF8", "Printable", "Teletex", "IA5"])
-def test_R13_challenge_password_in_any_string(tag: int) -> None:
-    """R13: a challengePassword's octets are read whatever kind of string holds them (RFC 2985 §5.4.1)."""
-    found = proved(request(password(tag, b"QUJD")))
-    assert found.challenge_password == b"QUJD"
+@pytest.mark.parametrize(
+    ("tag", "coding"),
+    [
+        (UTF8, "utf-8"),
+        (PRINTABLE, "ascii"),
+        (0x14, "latin-1"),
+        (0x16, "ascii"),
+        (0x1C, "utf-32-be"),
+        (BMP, "utf-16-be"),
+    ],
+    ids=["UTF8", "Printable", "Teletex", "IA5", "Universal", "BMP"],
+)
+def test_R13_challenge_password_in_any_string(tag: int, coding: str) -> None:
+    """R13: a challengePassword's characters are read whatever kind of string holds them (RFC 2985 §5.4.1), and however
+    many they are: they may be the device's own affair."""
+    for text in ("QUJD", "", "x" * 300):
+        found = proved(request(password(tag, text.encode(coding))))
+        assert found.challenge_password == text.encode()
+
+
+UNKNOWN = {
+    "with two values": attribute("1.2.840.113549.1.9.2", der.tlv(UTF8, b"a"), der.tlv(UTF8, b"b")),
+    "without a value": attribute("1.2.3.4"),
+    "with a long tag": attribute("1.2.3.4", b"\x1f\x81\x01\x03abc"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_R13_attributes_that_nobody_knows_are_ignored(case: str) -> None:
+    """R13: beside an attribute that means nothing here, all that PKCS#10 allows, the others are read."""
+    named = wants(extension(KEY_USAGE, b"\x03\x02\x07\x80"), extension("1.2.3.5", der.oid(EXTENSION_REQUEST)))
+    found = proved(request(UNKNOWN[case], named, password(UTF8, b"QUJD")))
+    assert (found.challenge_password, len(found.extensions)) == (b"QUJD", 2)
 
 
 def test_a_password_elsewhere_is_none() -> None:

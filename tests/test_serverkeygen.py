@@ -29,6 +29,7 @@ from estd.frames import Answer
 from tests import make
 from tests.clients import judge
 from tests.servers import Server
+from tests.test_csr import UNKNOWN, attribute, request
 
 KINDS = device_keys.GENERATED_KINDS
 NAME = make.name("device-1")
@@ -321,6 +322,16 @@ def test_what_is_no_request_is_refused(content: bytes) -> None:
     """Hostile octets are a 400 before anything is taken out of them."""
     with pytest.raises(BadRequest):
         keygen.wanted_kind(content)
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_attributes_that_nobody_knows_are_ignored(case: str) -> None:
+    """Beside an attribute that means nothing here a decryption key is found, and without one the kind is told."""
+    assert keygen.wanted_kind(request(UNKNOWN[case])) == "ec-p256"
+    for oid in keygen._DECRYPT_KEYS:
+        for named in (attribute(oid, der.NULL), attribute(oid, der.NULL, der.uint(1)), attribute(oid)):
+            with pytest.raises(BadRequest, match="protected by TLS alone"):
+                keygen.wanted_kind(request(UNKNOWN[case], named))
 
 
 def test_changed_octets_are_rebuilt_or_refused() -> None:
