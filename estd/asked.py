@@ -108,6 +108,10 @@ def _asked(items: Sequence[x509.ObjectIdentifier | Attribute], *, template: bool
 
 def _extensions(value: asn1.TLV) -> Iterator[Extension]:
     whole = der.tlv(value.tag_bytes[0], bytes(value.data))
-    for one in asn1.decode_der(_Extensions, der.tlv(der.SEQUENCE, whole)).items:
+    try:
+        items = asn1.decode_der(_Extensions, der.tlv(der.SEQUENCE, whole)).items
+    except UNREADABLE:
+        return  # no list of extensions, as the bare OID in RFC 7030's own example: nothing that a request could have
+    for one in items:
         if one.value is not None:
             yield Extension(one.oid.dotted_string, one.critical, one.value)

@@ -371,6 +371,18 @@ def test_unknown_attributes_are_read_over() -> None:
     assert not asked.read(b"\x30\x00").linked
 
 
+def test_the_example_of_RFC_7030_is_read() -> None:
+    """RFC 7030 §4.5.2's own example has a bare OID in its extensionRequest, which RFC 9908 calls wrong: all else in it
+    counts, and so do extensions beside what is no list of them."""
+    example = "MEEGCSqGSIb3DQEJBzASBgcqhkjOPQIBMQcGBSuBBAAiMBYGCSqGSIb3DQEJDjEJBgcrBgEBAQEWBggqhkjOPQQDAw=="
+    found = asked.read(base64.b64decode(example))
+    assert found.linked
+    assert found.extensions == ()
+    for odd in ("06072b060101010116", "0500", sequence("0603551d0f"), "0c01ff"):
+        values = attribute(csrattrs.EXTENSION_REQUEST, *sorted((odd, sequence(_USAGE))))
+        assert asked.read(bytes.fromhex(sequence(values))).extensions == _TOLD[:1]
+
+
 def test_the_template_alone_counts() -> None:
     """RFC 9908 §4: with a template, what the old form lists beside it is not for a client that knows templates."""
     template = attribute(csrattrs.TEMPLATE, sequence("020100", "a100"))
