@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
-from estd import asked, challenges, device_keys, names
+from estd import asked, challenges, device_keys, names, revocation
 from estd.client import Access, EstClient, pem_of
 from estd.errors import ClientError, Refused
 from estd.toml_table import duration
@@ -105,7 +105,8 @@ def enroll(options: Options) -> dict[str, Any]:
         done["linked"] = options.link or told.linked
         more = []
         if options.revocation_challenge is not None:
-            more.append((challenges.REVOCATION.oid, options.revocation_challenge.read_bytes().rstrip(b"\r\n")))
+            challenge = revocation.in_file(options.revocation_challenge.read_bytes())
+            more.append((challenges.REVOCATION.oid, challenge))
 
         def request(binding: bytes | None) -> bytes:
             if binding is not None and told.identity_linking:  # unambiguous, so a challengePassword is left out

@@ -26,16 +26,19 @@ def hashed(challenge: bytes, salt: bytes | None = None) -> bytes:
     return salt + hashlib.scrypt(challenge, salt=salt, **_SCRYPT)
 
 
+def in_file(content: bytes) -> bytes:
+    """The challenge that a file holds: the line's end after it does not count, all else does."""
+    return content.removesuffix(b"\n").removesuffix(b"\r")
+
+
 def prove(kept: bytes | None, given: bytes) -> None:
-    """Raises ValueError unless `given`, a file's content, is the challenge that was `hashed` to `kept`; the line's end
-    after it does not count."""
+    """Raises ValueError unless `given`, a file's content, holds the challenge that was `hashed` to `kept`."""
     if kept is None:
         raise ValueError(
             "the certificate was issued without a revocationChallenge; nothing was revoked. Without --challenge-file "
             "it can be revoked all the same"
         )
-    challenge = given.removesuffix(b"\n").removesuffix(b"\r")
-    if not hmac.compare_digest(hashed(challenge, kept[:_SALT_BYTES]), kept):
+    if not hmac.compare_digest(hashed(in_file(given), kept[:_SALT_BYTES]), kept):
         raise ValueError("the challenge does not fit the certificate's revocationChallenge; nothing was revoked")
 
 

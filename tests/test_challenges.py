@@ -370,20 +370,27 @@ def test_R44_an_estIdentityLinking_is_this_connections(label: str | None, tls: i
 @BY_VERSION
 def test_R37_R44_our_client_links_by_what_csrattrs_names(tls: int, server: Server, folder: Path) -> None:
     """R37, R44: `estd enroll` reads estIdentityLinking in csrattrs and uses it; the server that demands linking takes
-    its request."""
+    its request. The file that its revocationChallenge came from revokes, whatever it ends in."""
     with server.client(label="challenged") as client:
         told = client.csrattrs()
     assert told.identity_linking
     assert told.attributes >= {csrattrs.CHALLENGE_PASSWORD, *(one.oid for one in ALL)}
     credential = server.folder / "demo" / "basic"
-    words = ("--cacert", server.folder / "ca.pem", "--credential", credential, "--label", "challenged", "--json")
+    challenge = folder / "challenge"
+    challenge.write_bytes(b"let go\r\n\n" if tls == SSL.TLS1_3_VERSION else b"let go\r\n")
+    words = (
+        "--cacert", server.folder / "ca.pem", "--credential", credential, "--label", "challenged", "--json",
+        "--revocation-challenge", challenge,
+    )  # fmt: skip
     command = [
         sys.executable, "-m", "estd.cli", "enroll", server.url, *map(str, words), "--subject", "CN=device-1", "--out",
         str(folder / "one"), "--tls", "1.3" if tls == SSL.TLS1_3_VERSION else "1.2",
     ]  # fmt: skip
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["linked"] is True
+    made = json.loads(done.stdout)
+    assert made["linked"] is True
+    assert "is revoked" in estd(server, "cert", "revoke", made["serial"], "--challenge-file", challenge)
 
 
 OPENSSL = """
