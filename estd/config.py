@@ -13,7 +13,7 @@ from pathlib import Path
 
 from estd.crl_plan import CrlPlan, read_plan
 from estd.errors import ConfigError
-from estd.labels import Label, Profile, profiles_of, read_label, read_profile, ungranted
+from estd.labels import Label, Profile, may_lead_to, profiles_of, read_label, read_profile, ungranted
 from estd.proxy_settings import ProxySettings, read_proxy
 from estd.toml_table import Address, Table, address
 
@@ -139,6 +139,11 @@ def _cross_check(config: Config) -> list[str]:
             problems.append(f"{where}.ca: there is no [ca.{label.ca}]")
         if label.csrattrs_profile is not None and label.csrattrs_profile not in config.profiles:
             problems.append(f"{where}.csrattrs_profile: there is no [profile.{label.csrattrs_profile}]")
+        elif label.csrattrs_profile is not None and not may_lead_to(label, label.csrattrs_profile):
+            problems.append(
+                f"{where}.csrattrs_profile: no rule of the label leads to [profile.{label.csrattrs_profile}], "
+                f"but to {', '.join(sorted(profiles_of(label)))}"
+            )
         named = [config.profiles[name] for name in profiles_of(label) if name in config.profiles]
         if label.serverkeygen and not any(profile.keys & {*label.serverkeygen} for profile in named):
             problems.append(f"{where}.serverkeygen: no profile of the label's rules takes a key of these kinds")

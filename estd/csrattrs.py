@@ -2,8 +2,9 @@
 
 It follows from the label and the profiles that its rules lead to; nothing is configured twice. A client is not known
 when it asks, so what is said is what all those profiles want alike, or what the one named `csrattrs_profile` wants.
-csrattrs cannot say "may": what a request may leave out is not said, but for RFC 7894's attributes, whose OIDs say
-that they are heard (§4 there). Pure.
+csrattrs cannot say "may": what a request may leave out is not said, but for a common name, which the names of a
+subjectAltName can stand for, the usages, which a certificate has in any case, and RFC 7894's attributes, whose OIDs
+say that they are heard (§4 there). Pure.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Demands:
     attributes: tuple[str, ...]
     """Attributes of the request (OIDs) whose value the client knows; they are not held to `check`, but evaluated."""
     signature_told: bool
-    """The client can see which signature fits: the template has no place for it (RFC 9908 §3.4)."""
+    """Every client can see which signature fits: the template has no place for it (RFC 9908 §3.4)."""
+    san_told: bool
+    """Every client can see that there must be a subjectAltName: the list has no place for it."""
 
     @property
     def algorithm(self) -> str | None:
@@ -97,6 +100,7 @@ def demands(label: Label, profiles: Mapping[str, Profile]) -> Demands:
         extensions=tuple(one for one in extensions[0] if all(one in other for other in extensions)) if wanted else (),
         attributes=_attributes(label),
         signature_told=label.csrattrs == "legacy",
+        san_told=label.csrattrs == "template",
     )
 
 
@@ -216,7 +220,7 @@ def check(asked: Demands, request: CertificationRequest, *, key: bool = True) ->
     if asked.common_name and not request.subject.get_attributes_for_oid(x509.ObjectIdentifier(_COMMON_NAME)):
         raise _unfit("a common name in the subject")
     found = {one.oid.dotted_string: one for one in request.extensions}
-    if asked.san and _SUBJECT_ALT_NAME not in found:
+    if asked.san and asked.san_told and _SUBJECT_ALT_NAME not in found:
         raise _unfit("a subjectAltName")
     for one in asked.extensions:
         given_extension = found.get(one.oid)

@@ -292,6 +292,14 @@ def profiles_of(label: Label) -> frozenset[str]:
     return frozenset(named.union(*(allow.hook.profiles for allow in label.allow if allow.hook is not None)))
 
 
+def may_lead_to(label: Label, profile: str) -> bool:
+    """Whether a client of the label may get that profile: a rule names it, a device's row may, or a certificate that is
+    renewed brings it along: from another label, or where no rule names any."""
+    named = profiles_of(label)
+    brought = any(rule.registry is not None or (rule.labels and rule.profile is None) for rule in label.allow)
+    return profile in named or brought or not named
+
+
 def ungranted(allow: Allow, profile: Profile) -> list[str]:
     """The kinds of names that a rule makes and its profile does not take from the identity."""
     if allow.names is None:

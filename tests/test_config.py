@@ -244,6 +244,23 @@ def test_other_names_are_labels(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "rules",
+    [
+        [],
+        ['who = "issued"'],
+        ['who = "issued"', 'profile = "other"'],
+        ['who = "registry"', 'profile = "device"', 'secrets = ["basic"]'],
+        ['who = "issued"', 'profile = "device"', "[[label.default.allow]]", 'who = "issued"', 'labels = ["default"]'],
+    ],
+)
+def test_a_profile_that_the_label_may_lead_to(rules: list[str]) -> None:
+    """csrattrs may tell the wishes of a profile that a rule names, a device's row may, or a certificate keeps."""
+    rules = ["[[label.default.allow]]", *rules] if rules else []
+    lines = ('ca = "root"', 'csrattrs_profile = "other"', *rules, "[profile.other]")
+    assert parse(text("label.default", *lines), FOLDER).labels["default"].csrattrs_profile == "other"
+
+
+@pytest.mark.parametrize(
     ("section", "lines", "told"),
     [
         ("server", ['default_label = "x"'], "server.default_label: there is no [label.x]"),
@@ -251,6 +268,12 @@ def test_other_names_are_labels(name: str) -> None:
         (
             "label.default", ['ca = "root"', 'csrattrs_profile = "x"'],
             "label.default.csrattrs_profile: there is no [profile.x]",
+        ),
+        (
+            "label.default",
+            ['ca = "root"', 'csrattrs_profile = "other"', "[[label.default.allow]]", 'who = "issued"',
+             'profile = "device"', "[profile.other]"],
+            "label.default.csrattrs_profile: no rule of the label leads to [profile.other], but to device",
         ),
         (
             "label.default", ['ca = "root"', "serverkeygen = true"],

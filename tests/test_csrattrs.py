@@ -235,13 +235,19 @@ def test_R47_a_request_that_matches() -> None:
     csrattrs.check(template, csr.parse(make.csr(P384_KEY, **{**_FIT, "algorithm": hashes.SHA256()})))
 
 
-def test_R47_a_name_in_the_subjectAltName_must_be_there() -> None:
-    """R47: where only a subjectAltName can name the device, a request without one does not match."""
+def test_R47_a_name_in_the_subjectAltName_must_be_there_where_that_is_told() -> None:
+    """R47: where only a subjectAltName can name the device, a request without one does not match, if every client can
+    see that: the list cannot say it."""
     profile = dataclasses.replace(P384, subject_attributes=frozenset(), dns=ANY)
-    demands = csrattrs.demands(label("plain"), profiles(profile))
-    csrattrs.check(demands, csr.parse(make.csr(P384_KEY, san=[x509.DNSName("a.example")], **_FIT)))
-    with pytest.raises(BadRequest, match="subjectAltName"):
-        csrattrs.check(demands, csr.parse(make.csr(P384_KEY, **_FIT)))
+    for form in ("legacy", "template", "both"):
+        demands = csrattrs.demands(label("plain", csrattrs=form), profiles(profile))
+        csrattrs.check(demands, csr.parse(make.csr(P384_KEY, san=[x509.DNSName("a.example")], **_FIT)))
+        without = csr.parse(make.csr(P384_KEY, **_FIT))
+        if form != "template":
+            csrattrs.check(demands, without)
+            continue
+        with pytest.raises(BadRequest, match="subjectAltName"):
+            csrattrs.check(demands, without)
 
 
 # The server.
@@ -333,6 +339,15 @@ def test_R37_R43_what_is_told_is_what_is_wanted(server: Server) -> None:
     values = {one.oid: (one.critical, one.value) for one in certificate.extensions}
     assert values[_KU.oid] == (True, _KU)
     assert values[_EKU.oid] == (False, _EKU)
+
+
+def test_R37_a_common_name_is_told_that_alternative_names_can_stand_for(server: Server) -> None:
+    """R37: a label that takes names from either place asks for a common name; without one, where it does not enforce
+    that, alternative names alone are granted."""
+    with server.client(basic=True, label="server") as client:
+        assert csrattrs._COMMON_NAME in client.csrattrs().attributes
+        certificate = client.enroll(lambda _: make.csr(subject=make.name(None), san=[x509.DNSName("a.example.com")]))
+    assert not certificate.subject.rdns
 
 
 # Our own client reads what other servers tell.
