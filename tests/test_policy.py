@@ -364,6 +364,9 @@ REQUESTS: dict[str, Request] = {
     "R13 linked, but the edge saw no binding": Request(
         lambda: make.csr(challenge_password=b"x", **NAMES), FACTORY, evidence(user="factory"), Reason.LINKING, 400,
     ),
+    "R13 linked to nothing, and the edge saw no binding": Request(
+        lambda: make.csr(challenge_password=b"", **NAMES), FACTORY, evidence(user="factory"), Reason.LINKING, 400,
+    ),
     "R13 the binding's bytes, not their base64": Request(
         lambda: make.csr(challenge_password=BINDING, **NAMES), FACTORY, evidence(user="factory", binding=BINDING),
         Reason.LINKING, 400,

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from estd import config
+from estd import challenges, config
 from estd.client import Refused
 from estd.errors import EstError, Reason
 from estd.proxy import Proxy, check_sender, device_address, is_sent, passed_on, validities
@@ -506,6 +506,27 @@ def test_linking_ends_at_the_proxy(stage: Stage) -> None:
     with stage.front.client(basic=True) as client:
         found = refusal(lambda: client.enroll(lambda value: make.csr(challenge_password=value), link=True))
     assert found[0] == 400
+
+
+def test_the_proxys_own_connection_links_nobody(stage: Stage) -> None:
+    """Behind a Client-Cert the value of the proxy's connection is as wrong as any, in either attribute, and so is an
+    empty one; the same request without it is served."""
+    own = (stage.server.folder / "front.pem", stage.server.folder / "front.key")
+    device = x509.load_pem_x509_certificate(stage.server.idevid_files[0].read_bytes())
+    passed_on = {"Client_Cert": f":{base64.b64encode(device.public_bytes(make.Encoding.DER)).decode()}:"}
+    with stage.server.client(cert=own) as client:
+        value = client.channel_binding()
+        for more, status in (
+            ({"challenge_password": value}, 400),
+            ({"challenge_password": b""}, 400),
+            ({"attributes": [(challenges.IDENTITY_LINKING.oid, value)]}, 400),
+            ({}, 200),
+        ):
+            body = make.body(make.csr(subject=device.subject, **more))
+            response = client.request("POST", "simpleenroll", body, Content_Type="application/pkcs10", **passed_on)
+            told = response.read()
+            assert response.status == status, told
+            assert status == 200 or b"channel-binding value" in told
 
 
 @pytest.mark.parametrize("value", ["::", ":AAAA:", "x", ":%%%:"])
