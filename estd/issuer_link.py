@@ -27,10 +27,13 @@ _VALIDATE = metrics.STAGE_SECONDS.series("validate")
 
 
 class _Pending:
-    __slots__ = ("answer", "delivered", "request", "validated")
+    __slots__ = ("answer", "csr_der", "deadline", "delivered", "frame", "validated")
 
     def __init__(self, request: Request, answer: asyncio.Future[Answer]) -> None:
-        self.request = request
+        # Packed while nobody else's request is at stake: what cannot be raises where it is asked.
+        self.frame = frames.pack_request(request)
+        self.csr_der = request.csr_der
+        self.deadline = request.deadline
         self.answer = answer
         self.validated = False
         self.delivered = 0
@@ -121,7 +124,7 @@ class IssuerLink(asyncio.Protocol):
             if entry.answer.done():
                 continue  # its client has left
             try:
-                self._validate(entry.request.csr_der)
+                self._validate(entry.csr_der)
             except Exception as refusal:
                 entry.answer.set_exception(refusal)
                 continue
@@ -134,7 +137,7 @@ class IssuerLink(asyncio.Protocol):
 
     def _deliver(self, entry: _Pending) -> None:
         entry.delivered += 1
-        self._send(frames.pack_request(entry.request))
+        self._send(entry.frame)
 
     def _send(self, frame: bytes) -> None:
         """Gather what this turn of the loop produces, and write it at once."""
@@ -177,7 +180,7 @@ class IssuerLink(asyncio.Protocol):
         """End what nobody answers in time; the oldest stand first."""
         now = time.monotonic()
         for entry in self._pending.values():
-            if entry.request.deadline > now:
+            if entry.deadline > now:
                 break
             if not entry.answer.done():
                 trouble = Unavailable(Reason.DEADLINE, "The CA did not answer in time.")

@@ -120,10 +120,8 @@ def device_address(proxies: Sequence[Proxy], headers: Headers, address: str, cha
     if found is None or found.address_header is None:
         return address
     lines = headers.getall(found.address_header, [""])
-    try:
-        return str(ipaddress.ip_address(lines[-1].rpartition(",")[2].strip(" \t")))
-    except ValueError:
-        return address
+    written = _address(lines[-1].rpartition(",")[2].strip(" \t"))
+    return address if written is None else str(written)
 
 
 def _stranger(header: str) -> Forbidden:
@@ -134,14 +132,19 @@ def _bad(header: str, how: str) -> BadRequest:
     return BadRequest(Reason.PROXY, f"The header {header} {how}.")
 
 
-def _inside(address: str, networks: Sequence[Network]) -> bool:
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Without its zone, which may be any text and means something on one host alone; None where it is no address."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        return ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return False
+        return None
+
+
+def _inside(address: str, networks: Sequence[Network]) -> bool:
+    found = _address(address)
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped
-    return any(found in network for network in networks)
+    return found is not None and any(found in network for network in networks)
 
 
 def _rfc9440(headers: Headers) -> list[bytes]:

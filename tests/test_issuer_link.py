@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -224,6 +225,27 @@ def test_a_fault_of_the_validation_hurts_its_request_alone(folder: Path) -> None
         assert isinstance(even, Answer)
 
     run(folder, act, validate=validate)
+
+
+@pytest.mark.parametrize("peer", ["x" * 300, "\udcff"], ids=["too long", "no UTF-8"])
+def test_what_fits_into_no_frame_hurts_its_request_alone(folder: Path, peer: str) -> None:
+    """A request that cannot be packed is an exception where it is asked; those before and behind it are handed over,
+    and once more to the next issuer."""
+
+    async def act(issuer: Issuer, link: IssuerLink) -> None:
+        peers = ("", peer, "192.0.2.7")
+        asking = [asyncio.ensure_future(link.ask(request()._replace(peer=one))) for one in peers]
+        await until(lambda: len(issuer.asked) == 2)
+        issuer.die()
+        await until(lambda: len(issuer.asked) == 4)
+        for one in issuer.asked[2:]:
+            issuer.answer(one.id)
+        first, odd, last = await asyncio.gather(*asking, return_exceptions=True)
+        assert isinstance(odd, struct.error | UnicodeEncodeError)
+        assert isinstance(first, Answer)
+        assert isinstance(last, Answer)
+
+    assert run(folder, act).get(metrics.QUEUE_DEPTH.at) == 0
 
 
 def test_overload_is_answered_over_tls(folder: Path) -> None:

@@ -132,6 +132,8 @@ ADDRESSES = {
     "what the device wrote stands before": (["10.9.9.9, 192.0.2.7"], "192.0.2.7"),
     "on a line of its own": (["10.9.9.9", "192.0.2.7"], "192.0.2.7"),
     "IPv6": (["2001:DB8::7\t"], "2001:db8::7"),
+    "IPv6 with a zone": (["fe80::1%eth0"], "fe80::1"),
+    "IPv6 with a zone that is any text": (["fe80::1%\udcff<b>" + "x" * 300], "fe80::1"),
     "none": ([], INSIDE),
     "empty": (["192.0.2.7,"], INSIDE),
     "no address": (["<script>"], INSIDE),
