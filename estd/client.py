@@ -177,7 +177,7 @@ class EstClient:
         body = self._body(response, "application/pkcs7-mime")
         try:
             return pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise ClientError(f"the answer is not a certs-only CMS in base64: {error}") from error
 
     def cacerts(self) -> list[x509.Certificate]:
@@ -229,7 +229,7 @@ class EstClient:
         try:
             key = load_der_private_key(private_key, None)
             found = pkcs7.load_der_pkcs7_certificates(certificates)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
             raise ClientError(f"the key or the certificate in the answer cannot be read: {error}") from error
         return key, _own(found, key.public_key())
 

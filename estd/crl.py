@@ -69,7 +69,7 @@ class CrlFiles:
             self._crls = [self._load(path) for path in self._paths]
             self._stamps = stamps
             self._problem = ""
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, x509.InvalidVersion) as error:
             self._problem = f"a CRL file cannot be used ({error})"
 
     def _load(self, path: Path) -> _Crl:

@@ -127,7 +127,7 @@ def client_chain(chain: bytes) -> tuple[ClientCertificate, tuple[x509.Certificat
     for part in parts[1:]:
         try:
             intermediates.append(x509.load_der_x509_certificate(part))
-        except ValueError:
+        except UNREADABLE:
             continue  # an intermediate that cannot be read can be on no path
     return ClientCertificate.parse(parts[0]), tuple(intermediates)
 

@@ -140,7 +140,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
         except InvalidSignature:
             problems.append(f"{where}: a certificate in the chain is not signed by the one above it")
             return None
-        except (OSError, ValueError, TypeError, x509.ExtensionNotFound) as error:
+        except (OSError, ValueError, TypeError, x509.ExtensionNotFound, x509.InvalidVersion) as error:
             problems.append(f"{where}: {error}")
             return None
 

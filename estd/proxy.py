@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import der
+from estd.csr import UNREADABLE
 from estd.errors import BadRequest, Forbidden, Reason
 from estd.proxy_settings import Form, Network
 
@@ -108,7 +109,7 @@ def passed_on(proxies: Sequence[Proxy], headers: Headers, address: str, chain: b
     for part in parts:
         try:
             x509.load_der_x509_certificate(part)
-        except ValueError:
+        except UNREADABLE:
             raise _bad(sent[0], "holds what is no certificate") from None
     return b"".join(part for index, part in enumerate(parts) if part not in parts[:index])
 
@@ -209,5 +210,5 @@ def _pem_certificates(value: str) -> list[bytes]:
         raise _bad("x-forwarded-client-cert", "has a Cert or Chain that is not URL-encoded PEM")
     try:
         return [one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(data)]
-    except ValueError:
+    except UNREADABLE:
         raise _bad("x-forwarded-client-cert", "holds what is no certificate") from None

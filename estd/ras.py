@@ -67,6 +67,6 @@ class RaFile:
             if stamp != self._stamp:
                 self._listed = read(self._path, self._issuer)
                 self._stamp = stamp
-        except (OSError, ValueError):
+        except (OSError, ValueError, x509.InvalidVersion):
             self._listed = frozenset()  # `estd check` says what is wrong with it
             self._stamp = None

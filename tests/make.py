@@ -137,6 +137,20 @@ def certificate(
     return Identity(builder.sign(signer, hashes.SHA256()), own_key)
 
 
+def of_version_8(encoded_der: bytes) -> bytes:
+    """A certificate or CRL of a version that there is not, its signature broken; OpenSSL takes such certificates."""
+    for version in (b"\xa0\x03\x02\x01\x02", b"\x02\x01\x01"):
+        if version in encoded_der[:16]:
+            return encoded_der.replace(version, version[:-1] + b"\x07", 1)
+    raise AssertionError("no version where it belongs")
+
+
+def as_pem(certificate_der: bytes) -> bytes:
+    """PEM of what cryptography may not read."""
+    lines = base64.encodebytes(certificate_der)
+    return b"-----BEGIN CERTIFICATE-----\n" + lines + b"-----END CERTIFICATE-----\n"
+
+
 def crl(issuer: Identity, revoked: Sequence[Identity] = (), *, ends: timedelta = timedelta(days=30)) -> bytes:
     """A CRL of `issuer`, PEM."""
     now = datetime.now(UTC).replace(microsecond=0)

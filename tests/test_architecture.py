@@ -24,10 +24,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "proxy_settings", "reload_report", "renewal_info", "side_thread", "sizing", "sockets", "transition", "wire",
     ),
     (
-        "asked", "cli_reload", "cli_size", "credentials", "csr", "issuer_link", "labels", "logs", "proxy",
-        "requests_page", "revocation",
+        "asked", "cli_reload", "cli_size", "credentials", "csr", "issuer_link", "labels", "logs", "requests_page",
+        "revocation",
     ),
-    ("client", "config", "issuance", "keygen", "names"),
+    ("client", "config", "issuance", "keygen", "names", "proxy"),
     (
         "credential_files", "crl_file", "crl_list", "crl_signers", "csrattrs", "enrolling", "generation",
         "given_names", "identify", "ledger", "renaming",

@@ -124,6 +124,7 @@ CASES: dict[str, tuple[list[Callable[[], bytes | None]], Sequence[Identity], tup
     "no CRL": ([lambda: b"\x30\x03abc"], [GOOD], STALE),
     "PEM of something else": ([lambda: MAKER.pem], [GOOD], STALE),
     "cut": ([lambda: make.crl(MAKER)[:-60]], [GOOD], STALE),
+    "of version 8": ([lambda: make.of_version_8(der_crl())], [GOOD], STALE),
     "signed by another": ([lambda: make.crl(OTHER)], [GOOD], STALE),
     "signed by another of the same name": ([lambda: make.crl(TWIN)], [GOOD], STALE),
     "signed by a client": ([lambda: make.crl(GOOD)], [GOOD], STALE),

@@ -500,6 +500,14 @@ def test_a_rule_whose_names_no_certificate_may_say_is_found_at_start_up(folder: 
     assert "bad_host" in told_problem
 
 
+def test_anchors_that_cannot_be_read_are_found_at_start_up(folder: Path) -> None:
+    """A certificate of a version that there is not is a problem in words."""
+    (folder / "maker.pem").write_bytes(make.as_pem(make.of_version_8(make.certificate(ca=True).der)))
+    lines = '[[label.default.allow]]\nwho = "certificate"\nprofile = "device"\nanchors = "maker.pem"\n'
+    (told_problem,) = [one for one in material.read(config.parse(text() + lines, folder))[1] if "allow" in one]
+    assert "version" in told_problem
+
+
 def test_a_label_has_one_webhook() -> None:
     """Two services of one label would have to be asked in turn."""
     hook = (

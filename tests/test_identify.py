@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from estd import der
 from estd.errors import EstError, Reason, Unauthenticated
-from estd.identify import Anchors, ClientCertificate
+from estd.identify import Anchors, ClientCertificate, client_chain
 from tests import make
 from tests.make import Identity
 from tests.test_csr import flipped
@@ -146,6 +146,7 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
     "a subject attribute that is a BIT STRING": lambda: make.certificate(CA, subject=make.name("marker")).der.replace(
         b"\x0c\x06marker", b"\x03\x06\x00arker"
     ),
+    "of version 8": lambda: make.of_version_8(make.certificate(CA).der),
 }  # fmt: skip
 
 
@@ -296,6 +297,7 @@ ODD_ABOVE = {
     "subjectAltName: an x400Address": UNREADABLE["subjectAltName: an x400Address"],
     "subjectAltName: no DER": UNREADABLE["subjectAltName: no DER"],
     "a key of a kind that nobody knows": UNREADABLE["a key of a kind that nobody knows"],
+    "of version 8": UNREADABLE["of version 8"],
     "another's": lambda: OTHER.der,
 }
 
@@ -303,14 +305,14 @@ ODD_ABOVE = {
 @pytest.mark.parametrize("case", ODD_ABOVE)
 def test_odd_certificates_above_the_clients_change_nothing(case: str) -> None:
     """What a client sends above its certificate helps it to a path or does nothing, whatever it is."""
-    odd = x509.load_der_x509_certificate(ODD_ABOVE[case]())
     anchors = Anchors([CA.certificate])
-    client = ClientCertificate.parse(make.certificate(CA).der)
-    assert anchors.path(client, [odd], NOW) == (client.certificate,)
-    stranger = make.certificate(subject=odd.subject, ca=True)
-    below = ClientCertificate.parse(make.certificate(stranger).der)
-    with pytest.raises(Unauthenticated):
-        anchors.path(below, [odd], NOW)
+    client, above = client_chain(make.certificate(CA).der + ODD_ABOVE[case]())
+    assert anchors.path(client, above, NOW) == (client.certificate,)
+    for odd in above:
+        stranger = make.certificate(subject=odd.subject, ca=True)
+        below = ClientCertificate.parse(make.certificate(stranger).der)
+        with pytest.raises(Unauthenticated):
+            anchors.path(below, [odd], NOW)
 
 
 def test_R11_anchors_of_one_rule_say_nothing_to_another() -> None:

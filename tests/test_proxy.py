@@ -190,6 +190,13 @@ def test_each_form_is_read(case: str) -> None:
 
 
 PLAIN = base64.b64encode(DEVICE.der).decode()
+PEM8 = make.as_pem(make.of_version_8(DEVICE.der))
+
+
+def sf8(one: Identity) -> str:
+    return f":{base64.b64encode(make.of_version_8(one.der)).decode()}:"
+
+
 WRONG: dict[str, tuple[Proxy, list[tuple[str, str]]]] = {
     "two values": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert", sf(OTHER))]),
     "the same value twice": (BY_ADDRESS, [("Client-Cert", sf(DEVICE))] * 2),
@@ -223,6 +230,8 @@ WRONG: dict[str, tuple[Proxy, list[tuple[str, str]]]] = {
     "an empty place in the chain": (
         BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(CA) + ",")],
     ),
+    "of version 8": (BY_ADDRESS, [("Client-Cert", sf8(DEVICE))]),
+    "one of version 8 in the chain": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf8(CA))]),
     "an odd one in the chain": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", ":AAAA:")]),
     "too many": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(*[CA] * 8))]),
     "too long": (BY_ADDRESS, [("Client-Cert", ":" + "A" * 40_000 + ":")]),
@@ -248,6 +257,7 @@ WRONG: dict[str, tuple[Proxy, list[tuple[str, str]]]] = {
     "Envoy's, odd base64": (
         ENVOY, [("x-forwarded-client-cert", "Cert=" + quote(DEVICE.pem.replace(b"M", b"=", 3), safe=""))],
     ),
+    "Envoy's, of version 8": (ENVOY, [("x-forwarded-client-cert", "Cert=" + quote(PEM8, safe=""))]),
     "Envoy's, too many": (ENVOY, [("x-forwarded-client-cert", f"Chain={pem(*[DEVICE] * 9)}")]),
 }  # fmt: skip
 

@@ -121,7 +121,10 @@ def test_R16_what_may_not_be_listed(case: str, folder: Path) -> None:
         ra_rule(folder, RA, identity)
 
 
-@pytest.mark.parametrize("data", [b"-----BEGIN CERTIFICATE-----\n", b"nonsense", RA.pem[:-40], b"\0" * 100])
+PEM_8 = make.as_pem(make.of_version_8(RA.der))
+
+
+@pytest.mark.parametrize("data", [b"-----BEGIN CERTIFICATE-----\n", b"nonsense", RA.pem[:-40], b"\0" * 100, PEM_8])
 def test_a_file_that_goes_bad_lists_nobody(data: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the file is broken or gone nobody is a registration authority; once it is well, they are again."""
     monkeypatch.setattr(ras, "_LOOK_AGAIN_SECONDS", 0.0)
