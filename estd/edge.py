@@ -188,7 +188,7 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
-        passed_on = self._passed_on(request, served, chain) if served.proxies else None
+        passed_on = self._passed_on(request, served, chain) if served.proxies or served.proxies_own else None
         if passed_on is not None:
             chain = passed_on  # the connection's own certificate is the proxy's
         user, rule, claim = await self._basic(request, served, seen)
@@ -257,7 +257,9 @@ class Edge:
 
     def _passed_on(self, request: web.BaseRequest, served: Served, chain: bytes) -> bytes | None:
         """What a proxy passes on of its client; None where the connection is the client's own."""
-        given = proxy.passed_on(served.proxies, request.headers, request.remote or "", chain, time.time())
+        given = proxy.passed_on(
+            served.proxies, served.proxies_own, request.headers, request.remote or "", chain, time.time()
+        )
         if given is not None and served.label.linking == "demanded":
             raise BadRequest(
                 Reason.LINKING,

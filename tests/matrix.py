@@ -254,7 +254,7 @@ def _told_when(who: Who) -> Answer:
 def _evidence(label: Label, who: Who) -> tuple[Who, Answer | None]:
     """What there is to judge, after the proxy and the password."""
     from_proxy = label.proxy and who.certificate == "the proxy's"
-    if who.header and not from_proxy:
+    if (who.header or who.certificate == "the proxy's") and not from_proxy:
         return who, (403, "proxy")
     if from_proxy:
         who = replace(who, certificate=who.header)

@@ -101,6 +101,7 @@ PEERS: dict[str, Peer] = {
     "both wanted, only the certificate": Peer((BY_BOTH,), OUTSIDE, FRONT.der, 403),
     "one of several": Peer((BY_BOTH, BY_ADDRESS), INSIDE),
     "no proxy is named": Peer((), status=403),
+    "a proxy's certificate where none is named": Peer((), INSIDE, FRONT.der + CA.der, 403),
     "a proxy known by nothing": Peer((BY_NOTHING,), INSIDE, FRONT.der, 403),
 }  # fmt: skip
 
@@ -108,23 +109,29 @@ PEERS: dict[str, Peer] = {
 @pytest.mark.parametrize("case", PEERS)
 def test_who_may_pass_certificates_on(case: str) -> None:
     """The header is taken from a named proxy alone, and is a 403 from anybody else; without one the stranger is a
-    client of its own, and the proxy's client is nobody: never the proxy."""
-    peer = PEERS[case]
+    client of its own, and the proxy's client is nobody: never the proxy, whose certificate is a 403 where it does not
+    make a connection the proxy's."""
+    peer, listed = PEERS[case], {FRONT.der}
     args = (peer.address, peer.chain, peer.now)
     if peer.status:
         for given_ in (from_device(), headers(("x-forwarded-client-cert", f"Cert={pem(DEVICE)}")), from_device("junk"),
                        headers(("CLIENT-CERT-CHAIN", sf(CA)))):  # fmt: skip
             with pytest.raises(EstError) as caught:
-                passed_on(peer.proxies, given_, *args)
+                passed_on(peer.proxies, listed, given_, *args)
             assert (caught.value.status, caught.value.reason) == (403, Reason.PROXY)
             assert is_sent(given_)
             with pytest.raises(EstError, match="proxies alone"):
                 check_sender(peer.proxies, given_, *args)
-        assert passed_on(peer.proxies, headers(), *args) is None
+        if peer.chain.startswith(FRONT.der):
+            with pytest.raises(EstError, match="a proxy's own") as caught:
+                passed_on(peer.proxies, listed, headers(), *args)
+            assert (caught.value.status, caught.value.reason) == (403, Reason.PROXY)
+        else:
+            assert passed_on(peer.proxies, listed, headers(), *args) is None
     else:
         check_sender(peer.proxies, from_device("junk"), *args)
-        assert passed_on(peer.proxies, from_device(), *args) == DEVICE.der
-        assert passed_on(peer.proxies, headers(("Host", "x")), *args) == b""
+        assert passed_on(peer.proxies, listed, from_device(), *args) == DEVICE.der
+        assert passed_on(peer.proxies, listed, headers(("Host", "x")), *args) == b""
 
 
 ADDRESSES = {
@@ -185,7 +192,7 @@ RIGHT: dict[str, tuple[Proxy, list[tuple[str, str]], list[Identity]]] = {
 def test_each_form_is_read(case: str) -> None:
     """Certificate and chain come out as TLS would have shown them."""
     by, pairs, expected = RIGHT[case]
-    found = passed_on([by], headers(*pairs), INSIDE, b"", NOW)
+    found = passed_on([by], (), headers(*pairs), INSIDE, b"", NOW)
     assert found == b"".join(one.der for one in expected)
 
 
@@ -267,7 +274,7 @@ def test_anything_else_is_a_400(case: str) -> None:
     """Several values, the wrong form, a broken encoding, too much: a 400 that names the header, never a certificate."""
     by, pairs = WRONG[case]
     with pytest.raises(EstError) as caught:
-        passed_on([by], headers(*pairs), INSIDE, b"", NOW)
+        passed_on([by], (), headers(*pairs), INSIDE, b"", NOW)
     assert (caught.value.status, caught.value.reason) == (400, Reason.PROXY)
     assert re.match(r"The header (Client-Cert|x-forwarded-client-cert)", caught.value.sentence, re.IGNORECASE)
 
@@ -283,7 +290,7 @@ def test_no_text_raises_anything_else(form: Proxy, values: list[str], lead: bool
     good = sf(DEVICE) if form is BY_ADDRESS else f"Cert={pem(DEVICE)};"
     pairs = [(name, good + one if lead else one) for one in values]
     try:
-        outcome: object = passed_on([form], headers(*pairs), INSIDE, b"", NOW)
+        outcome: object = passed_on([form], (), headers(*pairs), INSIDE, b"", NOW)
     except EstError as refusal:
         outcome = refusal.status
     assert outcome in (400, DEVICE.der)
@@ -401,14 +408,22 @@ def enroll(server: Server, **options: Any) -> x509.Certificate:
 
 def test_what_estd_judges_it_judges_behind_the_proxy_too(stage: Stage, folder: Path) -> None:
     """Nobody, a stranger and an expired device are refused through the proxy with the sentences that they get without;
-    the proxy's own certificate opens nothing."""
+    the proxy's own certificate opens nothing, at a label that does not name the proxy neither, though estd issued it:
+    there it would get another."""
     assert refusal(lambda: enroll(stage.front))[0] == 401
     stranger = make.certificate().write(folder, "stranger")
     assert "no path" in refusal(lambda: enroll(stage.front, cert=stranger))[1]
     old = make.certificate(stage.server.manufacturer, starts=timedelta(minutes=-30), ends=timedelta(minutes=-15))
     assert "expired" in refusal(lambda: enroll(stage.front, cert=old.write(folder, "old")))[1]
-    own = (stage.server.folder / "front.pem", stage.server.folder / "front.key")
+    asked = {"signer": (key := make.key())}
+    issued = enroll(stage.server, label="sites", basic=True, asked=asked)
+    with (stage.server.folder / "front.pem").open("ab") as file:
+        file.write(issued.public_bytes(make.Encoding.PEM))
+    assert stage.run("estd reload demo/estd.toml").returncode == 0
+    own = Identity(issued, key).write(folder, "own")
     assert refusal(lambda: enroll(stage.server, cert=own))[0] == 401
+    status, sentence = refusal(lambda: enroll(stage.server, label="sites", cert=own, asked=asked))
+    assert (status, "a proxy's own" in sentence) == (403, True), sentence
 
 
 def post(
