@@ -35,7 +35,7 @@ _BYTE_SEQUENCE = re.compile(r":([A-Za-z0-9+/]+={0,2}):")
 """RFC 8941 §3.3.5, not empty and without parameters."""
 _XFCC_PAIR = re.compile(r'([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;=]*))')
 _XFCC_KEYS = frozenset({"by", "hash", "cert", "chain", "subject", "uri", "dns"})
-_XFCC_REPEATABLE = frozenset({"uri", "dns"})
+_XFCC_REPEATABLE = frozenset({"by", "uri", "dns"})
 _URL_ENCODED = re.compile(r"(?:[A-Za-z0-9._~!*'()/:+=-]|%[0-9A-Fa-f]{2})+")
 _PEM = re.compile(
     rb"(?:-----BEGIN CERTIFICATE-----\r?\n(?:[A-Za-z0-9+/=]{1,76}\r?\n)+-----END CERTIFICATE-----(?:\r?\n)*)+"
@@ -114,7 +114,7 @@ def passed_on(
         return b""
     parts = _rfc9440(headers) if found.form == "rfc9440" else _xfcc(headers)
     if len(parts) > _CERTIFICATES_MAX or sum(map(len, parts)) > _OCTETS_MAX:
-        raise _bad(sent[0], f"holds more than {_CERTIFICATES_MAX} certificates or {_OCTETS_MAX} octets")
+        raise _too_many(sent[0])
     for part in parts:
         try:
             x509.load_der_x509_certificate(part)
@@ -146,6 +146,10 @@ def _bad(header: str, how: str) -> BadRequest:
     return BadRequest(Reason.PROXY, f"The header {header} {how}.")
 
 
+def _too_many(header: str) -> BadRequest:
+    return _bad(header, f"holds more than {_CERTIFICATES_MAX} certificates or {_OCTETS_MAX} octets")
+
+
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Without its zone, which may be any text and means something on one host alone; None where it is no address."""
     try:
@@ -166,8 +170,10 @@ def _rfc9440(headers: Headers) -> list[bytes]:
     leaves = headers.getall("Client-Cert", [])
     if len(leaves) != 1:
         raise _bad("Client-Cert", "is there more than once, or absent beside Client-Cert-Chain")
-    lines = headers.getall("Client-Cert-Chain", [])  # a list may stand on several
-    above = [one.strip(" \t") for line in lines for one in line.split(",")]
+    listed = ",".join(headers.getall("Client-Cert-Chain", [])).strip(" \t")  # a list may stand on several lines
+    above = [one.strip(" \t") for one in listed.split(",")] if listed else []  # and be empty (RFC 8941 §4.2)
+    if len(above) >= _CERTIFICATES_MAX:  # told before any is decoded
+        raise _too_many("Client-Cert-Chain")
     return [
         _byte_sequence("Client-Cert", leaves[0].strip(" \t")),
         *(_byte_sequence("Client-Cert-Chain", one) for one in above),

@@ -35,7 +35,11 @@ def _header(value: Any) -> str:
 def _networks(value: Any) -> tuple[Network, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError
-    return tuple(ipaddress.ip_network(string(one)) for one in value)
+    networks = tuple(ipaddress.ip_network(string(one)) for one in value)
+    for one in networks:
+        if isinstance(one, ipaddress.IPv6Network) and one.network_address.ipv4_mapped is not None:
+            raise ValueError(f"{one} holds addresses of IPv4, which are written as such: name that network")
+    return networks
 
 
 def read_proxy(name: str, table: Table) -> ProxySettings:

@@ -175,13 +175,14 @@ RIGHT: dict[str, tuple[Proxy, list[tuple[str, str]], list[Identity]]] = {
         BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", sf(BETWEEN, DEVICE, BETWEEN))],
         [DEVICE, BETWEEN],
     ),
+    "with an empty chain": (BY_ADDRESS, [("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", " ")], [DEVICE]),
     "Envoy's Cert": (ENVOY, [("x-forwarded-client-cert", f'Hash=00ff;Cert="{pem(DEVICE)}"')], [DEVICE]),
     "Envoy's Cert without quotes": (ENVOY, [("X-Forwarded-Client-Cert", f"Cert={pem(DEVICE)}")], [DEVICE]),
     "Envoy's Chain": (ENVOY, [("x-forwarded-client-cert", f'Chain="{pem(DEVICE, BETWEEN)}"')], [DEVICE, BETWEEN]),
     "Envoy's, everything in it": (
         ENVOY, [(
             "x-forwarded-client-cert",
-            f'By=spiffe://a/b;Hash=00;Cert="{pem(DEVICE)}";Chain="{pem(DEVICE, CA)}";'
+            f'By=spiffe://a/b;By=http://b.example;Hash=00;Cert="{pem(DEVICE)}";Chain="{pem(DEVICE, CA)}";'
             r'Subject="CN=\"x\", O=a;b=c,d";URI=urn:x;URI=urn:y;DNS=a.example;DNS=b.example',
         )], [DEVICE, CA],
     ),
@@ -279,6 +280,13 @@ def test_anything_else_is_a_400(case: str) -> None:
     assert re.match(r"The header (Client-Cert|x-forwarded-client-cert)", caught.value.sentence, re.IGNORECASE)
 
 
+def test_too_many_are_told_before_one_is_decoded() -> None:
+    """The bound keeps the work small, too."""
+    given_ = headers(("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", "junk," * 8))
+    with pytest.raises(EstError, match="more than 8"):
+        passed_on([BY_ADDRESS], (), given_, INSIDE, b"", NOW)
+
+
 _VALUES = st.text(st.sampled_from(':;,="\\%ABab09+/- \t'), max_size=60) | st.text(max_size=30)
 
 
@@ -303,6 +311,7 @@ def test_no_text_raises_anything_else(form: Proxy, values: list[str], lead: bool
         (['addresses = ["10.0.0.0/8"]'], "proxy.front.form: is missing"),
         (["addresses = []", 'form = "xfcc"'], "proxy.front.addresses: "),
         (['addresses = ["10.0.0.1/8"]', 'form = "xfcc"'], "proxy.front.addresses: "),
+        (['addresses = ["::ffff:10.0.0.0/104"]', 'form = "xfcc"'], "proxy.front.addresses: "),
         (['addresses = "10.0.0.0/8"', 'form = "xfcc"', 'certificates = "c"'], "proxy.front.addresses: "),
         (['addresses = ["10.0.0.0/8"]', 'form = "pem"'], "proxy.front.form: "),
         (['addresses = ["10.0.0.0/8"]', 'form = "xfcc"', 'address_header = "X: "'], "proxy.front.address_header: "),
