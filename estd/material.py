@@ -6,6 +6,7 @@ functions and refuse to start on the first problem.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from estd.ras import RaFile
 from estd.transition import Transition
 
 T = TypeVar("T")
+_SECRET = re.compile(rb"[ -~]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,14 @@ def read_pin(config: Config) -> str:
     if not pin:
         raise ConfigError([f"token.pin_file: {config.token.pin_file} is empty"])
     return pin
+
+
+def hook_secret(path: Path) -> str:
+    """What a webhook is shown: the file's first line. Raises OSError or ValueError, which say nothing of its bytes."""
+    line = path.read_bytes().split(b"\n", 1)[0].strip()
+    if not _SECRET.fullmatch(line):
+        raise ValueError(f"the first line of {path} is not a secret of printable ASCII characters")
+    return line.decode("ascii")
 
 
 def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
@@ -113,8 +123,8 @@ def _rule(allow: Allow, ca: CaCertificate | None, changes: Mapping[Path, Transit
         return Rule(allow=allow, anchors=None, crls=None, ras=RaFile(allow.certificates, ca.certificate.subject))
     if allow.names is not None:
         registry.try_names(allow.names)
-    if allow.hook is not None and not allow.hook.secret_file.read_text(encoding="utf-8").strip():
-        raise ValueError(f"secret_file: {allow.hook.secret_file} is empty")
+    if allow.hook is not None:
+        hook_secret(allow.hook.secret_file)
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
     found = _anchors(allow.anchors, changes)

@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
 
 
 class BadAnswer(ValueError):
-    """The webhook's answer is not as docs/devices.md has it."""
+    """The webhook's answer, or the secret that it is shown, is not as docs/devices.md has it."""
 
 
 def away(why: str, retry_after: int) -> Verdict:

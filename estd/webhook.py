@@ -22,6 +22,7 @@ from estd.devices import Claim
 from estd.errors import EstError, retry_seconds
 from estd.identify import client_chain
 from estd.logs import Log
+from estd.material import hook_secret
 from estd.policy import Rule
 from estd.verdicts import BadAnswer, Verdict
 
@@ -147,12 +148,11 @@ class Webhook:
             async with asyncio.timeout(self._hook.deadline_seconds):
                 body = await self._post([{"id": number, **question} for number, (question, _) in enumerate(batch)])
             found = verdicts.read(body, len(batch))
-        except (aiohttp.ClientError, BadAnswer, OSError, TimeoutError) as error:
+        except Exception as error:
             if not left:
                 self._circuit.failed(time.monotonic())
                 self._slot.observe(metrics.WEBHOOK_SECONDS, _FAILED, time.perf_counter() - began)
-                why = str(error) or f"it did not answer within {self._hook.deadline_seconds} s"
-                self._log("webhook_failed", label=self._label, why=why[:300], questions=len(batch))
+                self._log("webhook_failed", label=self._label, why=self._why(error), questions=len(batch))
             found = [verdicts.away("it failed", retry_seconds(2))] * len(batch)
         else:
             self._circuit.answered()
@@ -161,8 +161,18 @@ class Webhook:
             if not answer.done():
                 answer.set_result(verdict)
 
+    def _why(self, error: Exception) -> str:
+        """For the log. Of what nobody foresaw the kind alone: its text may hold the secret."""
+        if not isinstance(error, aiohttp.ClientError | BadAnswer | OSError):
+            return type(error).__name__
+        return str(error)[:300] or f"it did not answer within {self._hook.deadline_seconds} s"
+
     async def _post(self, questions: list[dict[str, Any]]) -> bytes:
         """The answer's body. Raises BadAnswer, OSError or an aiohttp.ClientError; the caller keeps the time."""
+        try:
+            secret = hook_secret(self._hook.secret_file)
+        except ValueError as error:
+            raise BadAnswer(str(error)) from None
         if self._session is None:
             tls: ssl.SSLContext | bool = True
             if self._hook.tls_ca is not None:
@@ -173,7 +183,6 @@ class Webhook:
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(total=None),
             )
-        secret = self._hook.secret_file.read_text(encoding="utf-8").split("\n", 1)[0].strip()
         headers = {
             "Authorization": f"Bearer {secret}", "Content-Type": "application/json", "Accept-Encoding": "identity",
         }  # fmt: skip

@@ -225,6 +225,54 @@ def test_an_answer_that_is_not_exactly_one_is_none(folder: Path, service: Servic
         assert scene.slot.get(metrics.WEBHOOK_SECONDS.series("failed") + len(metrics.SECONDS) + 1) > 0
 
 
+BAD_SECRETS: dict[str, bytes | None] = {
+    "not UTF-8": b"geheim-schl\xfcssel-4711\n",
+    "beyond ASCII": "geheim-schlüssel-4711\n".encode(),
+    "a carriage return": b"4711\r4711\n",
+    "a NUL": b"4711\0\n",
+    "an empty first line": b"\n4711\n",
+    "empty": b"",
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("case", BAD_SECRETS)
+def test_a_bad_secret_file_is_told_and_never_shown(folder: Path, service: Service, case: str) -> None:
+    """A file whose first line is no header fails closed: nobody is asked and nobody waits, the circuit and the log are
+    told, and nothing of the file is in the log. At start-up it is a problem."""
+    scene, data = Scene(folder, service.port), BAD_SECRETS[case]
+    path = folder / "hook.secret"
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+
+    async def course(hook: Webhook) -> list[Any]:
+        return [await ask()(hook) for _ in range(webhook.FAILURES_MAX + 1)]
+
+    (found,) = scene.run(course)
+    assert [one.why for one in found] == ["it failed"] * webhook.FAILURES_MAX + ["the circuit is open"]
+    assert service.posts == []
+    assert len(scene.logged) == webhook.FAILURES_MAX
+    assert all("hook.secret" in one["why"] and "4711" not in one["why"] for one in scene.logged)
+    _, (told,) = material.read(config.parse(text() + hook_rule(service.port), folder))
+    assert told.startswith("label.default.allow[0]: ")
+    assert "hook.secret" in told
+    assert "4711" not in told
+
+
+def test_what_nobody_foresaw_is_told_by_its_kind(folder: Path, service: Service, monkeypatch: Any) -> None:
+    """Any exception settles its questions, counts as a failure, and is in the log by its type alone."""
+
+    def fails(_: bytes, __: int) -> Any:
+        raise ZeroDivisionError("4711")
+
+    monkeypatch.setattr(verdicts, "read", fails)
+    scene = Scene(folder, service.port)
+    (found,) = scene.run(ask())
+    assert (found.say, found.why) == ("away", "it failed")
+    assert [one["why"] for one in scene.logged] == ["ZeroDivisionError"]
+
+
 @given(st.binary(max_size=200) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
