@@ -167,6 +167,11 @@ def _cross_check(config: Config) -> list[str]:
                 for other in (allow.hook.profiles if allow.hook is not None else ())
                 if other not in config.profiles and other != allow.profile
             ]
+            if allow.hook is not None and allow.hook.deadline_seconds >= config.server.deadline_seconds:
+                problems.append(
+                    f"{where}.allow[{index}].deadline: must be shorter than server.deadline "
+                    f"({config.server.deadline_seconds} s), in which the request has to be answered as a whole"
+                )
             problems += [
                 f"{where}.allow[{index}].labels: there is no [label.{other}]"
                 for other in allow.labels

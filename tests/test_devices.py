@@ -508,6 +508,16 @@ def test_anchors_that_cannot_be_read_are_found_at_start_up(folder: Path) -> None
     assert "version" in told_problem
 
 
+def test_a_webhook_answers_within_the_servers_deadline(folder: Path) -> None:
+    """A request's own time runs while the service is asked."""
+    hook = (
+        '[[label.default.allow]]\nwho = "webhook"\nprofile = "device"\nsecret_file = "s"\nurl = "https://x.example"\n'
+    )
+    config.parse(text() + hook + 'deadline = "9s"\n', folder)
+    (told_problem,) = problems(text() + hook + 'deadline = "10s"\n')
+    assert told_problem.startswith("label.default.allow[0].deadline: must be shorter than server.deadline (10 s)")
+
+
 def test_a_label_has_one_webhook() -> None:
     """Two services of one label would have to be asked in turn."""
     hook = (
