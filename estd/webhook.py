@@ -82,6 +82,8 @@ class Webhook:
     async def ask(self, *, chain: bytes, claim: Claim | None, operation: str, csr_der: bytes) -> Verdict | None:
         """What the service says of a request; None where its rule is not about this client. Raises a 400 for a request
         that is none, so that the service is never asked about it."""
+        if chain and operation == "simplereenroll":
+            claim = None  # a renewal goes by the certificate that it renews
         evidence = self._evidence(chain, claim)
         if evidence is None:
             return None

@@ -124,9 +124,11 @@ class Scene:
         return asyncio.run(all_of_it())
 
 
-def ask(claim: Claim | None = CLAIM, *, chain: bytes = b"", csr_der: bytes | None = None) -> Any:
+def ask(
+    claim: Claim | None = CLAIM, *, chain: bytes = b"", csr_der: bytes | None = None, operation: str = "simpleenroll"
+) -> Any:
     csr_der = csr_der or make.csr()
-    return lambda hook: hook.ask(chain=chain, claim=claim, operation="simpleenroll", csr_der=csr_der)
+    return lambda hook: hook.ask(chain=chain, claim=claim, operation=operation, csr_der=csr_der)
 
 
 def test_what_one_turn_brings_is_one_question(folder: Path, service: Service) -> None:
@@ -160,6 +162,16 @@ def test_a_question_is_about_a_device_of_the_anchors(folder: Path, service: Serv
     assert [set(one) for one in service.posts[0]["questions"]] == [
         {"id", "label", "operation", "csr", "certificate", "subject"}
     ]
+
+
+def test_a_renewal_asks_nobody_about_a_secret_beside_its_certificate(folder: Path, service: Service) -> None:
+    """It goes by the certificate, as the issuer decides too; without one, and elsewhere, the secret is asked about."""
+    chain = make.certificate().der
+    found = Scene(folder, service.port).run(
+        ask(chain=chain, operation="simplereenroll"), ask(operation="simplereenroll"), ask(chain=chain)
+    )
+    assert [one.say if one else None for one in found] == [None, "allow", "allow"]
+    assert [one["operation"] for one in service.posts[0]["questions"]] == ["simplereenroll", "simpleenroll"]
 
 
 def test_R21_nobody_is_asked_about_what_is_no_request(folder: Path, service: Service) -> None:
