@@ -42,13 +42,6 @@ def unpack(data: bytes) -> Verdict | None:
     return Verdict(*json.loads(data)) if data else None
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise BadAnswer("a key stands twice in one object")
-    return found
-
-
 def _text(value: Any, what: str, most: int = _TEXT_MAX) -> str:
     if not isinstance(value, str) or len(value) > most or not value.isprintable():
         raise BadAnswer(f"{what} is not a text of at most {most} printable characters")
@@ -87,11 +80,23 @@ def _verdict(value: Any) -> tuple[int, Verdict]:
 def read(body: bytes, asked: int) -> list[Verdict]:
     """The verdicts on the questions 0 to `asked` - 1, each exactly once. Raises BadAnswer."""
 
+    left = 1 + 2 * asked  # the whole, each answer and its names
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise BadAnswer(f"it has more objects than answers to {asked} questions and their names")
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise BadAnswer("a key stands twice in one object")
+        return found
+
     def no_number(text: str) -> Any:
         raise BadAnswer(f"{text} is no JSON")
 
     try:
-        found = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=no_number)
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_number)
     except BadAnswer:
         raise
     except (ValueError, RecursionError):

@@ -301,6 +301,15 @@ def test_any_answer_is_verdicts_or_none(body: bytes) -> None:
     assert verdicts.unpack(verdicts.pack(found[0])) == found[0]
 
 
+def test_an_answers_objects_are_counted() -> None:
+    """An answer of many objects is given up at the first that it cannot need."""
+    with pytest.raises(BadAnswer, match="objects"):
+        verdicts.read(b'{"answers": [' + b"{}," * 100_000 + b"{}]}", 1)
+    names = {"id": 0, "allow": True, "names": {"dns": ["a.example"]}}
+    both = [names, {**names, "id": 1}]
+    assert len(verdicts.read(json.dumps({"answers": both}).encode(), 2)) == 2
+
+
 def test_a_verdict_travels_whole() -> None:
     """What the edge heard is what the issuer reads."""
     one = Verdict("allow", "device", {"subject": "CN=ä", "dns": ["a.example"], "ip": [], "uri": []}, "", 0)
