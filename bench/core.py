@@ -76,7 +76,7 @@ class Walk:
         evidence = policy.Evidence(
             label="default", renewal=False, certificate=client, intermediates=(), user=None, rule=-1, binding=b""
         )
-        who = admission.identify(label, evidence, None, now)
+        who = admission.identify(label, evidence, None, now, [])
         parsed = csr.parse(csr_der)
         authorised = policy.authorise(label, evidence, who, parsed)
         self.issuer = loaded.issuers["root", authorised.profile.name]
@@ -109,7 +109,7 @@ class Walk:
             "edge: pack the request": lambda: frames.pack_request(request),
             "issuer: unpack the request": lambda: frames.unpack_request(packed, 0, len(packed)),
             "issuer: read the client's certificate": lambda: ClientCertificate.parse(chain),
-            "issuer: identify, path known": lambda: admission.identify(label, evidence, None, now),
+            "issuer: identify, path known": lambda: admission.identify(label, evidence, None, now, []),
             "issuer: parse the CSR": lambda: csr.parse(csr_der),
             "issuer: authorise": lambda: policy.authorise(label, evidence, who, parsed),
             "issuer: asked before?": lambda: list(repeats.find(authorised.repeat_key, now_ms)),

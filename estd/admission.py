@@ -17,15 +17,16 @@ from estd.identify import ClientCertificate
 from estd.policy import Client, Evidence, Issued, LabelPolicy, OneTimeSecret, Rule
 
 
-def identify(policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: float) -> Client:
+def identify(
+    policy: LabelPolicy, evidence: Evidence, held: Issued | None, now: float, refusals: list[EstError]
+) -> Client:
     """The client that the first fitting rule lets in; `held` is what the ledger has under the serial number of its
-    certificate. A 401 or 403 that tells most where none does."""
+    certificate. The refusal that tells most where none does; each rule's goes into `refusals`, for who counts them."""
     told = evidence.told
     if evidence.certificate is None and evidence.user is None and told.claim is None and not told.otp_sha256:
         raise Unauthenticated(
             Reason.NO_CREDENTIAL, "Present a client certificate in TLS, or a credential by HTTP Basic authentication."
         )
-    refusals: list[EstError] = []
     issued = _own(evidence.certificate, held) if evidence.certificate is not None else None
     for index, rule in enumerate(policy.rules):
         try:

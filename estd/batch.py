@@ -207,11 +207,12 @@ class BatchLine:
         assert item.evidence is not None
         certificate = item.evidence.certificate
         row = held.get(certificate.serial) if certificate is not None else None
+        refusals: list[EstError] = []
         try:
-            item.client = admission.identify(item.policy, item.evidence, issued_before(row), now)
-        except EstError as error:
-            self._enquiry.refused(item.request.label, item.evidence, error)
-            raise
+            item.client = admission.identify(item.policy, item.evidence, issued_before(row), now, refusals)
+        finally:
+            if refusals:
+                self._enquiry.judged(item.request.label, item.evidence, item.client, refusals)
 
     def _parse(self, item: Item, _now: float) -> None:
         if item.csr is None:

@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 from estd import challenges, csr, names, registry
 from estd.device_rules import RegistryRule
 from estd.devices import Device, DeviceKey, key_of_identity, unpack_claim
-from estd.errors import EstError, Reason, TooMany
+from estd.errors import EstError, Reason
 from estd.frames import Request
-from estd.policy import Evidence, LabelPolicy
+from estd.policy import Client, Evidence, LabelPolicy
 from estd.registry import Told
 from estd.verdicts import unpack
 
@@ -39,16 +39,11 @@ class WrongSecrets:
         self._clock = clock
         self._wrong: OrderedDict[tuple[int, str], tuple[int, float]] = OrderedDict()
 
-    def check(self, label: int, serial_number: str) -> None:
-        """A 429 where there were too many."""
+    def left(self, label: int, serial_number: str) -> int:
+        """The seconds for which no secret is looked at, as there were too many; 0 where one is."""
         count, since = self._wrong.get((label, serial_number), (0, 0.0))
         left = since + WINDOW_SECONDS - self._clock()
-        if count >= WRONG_MAX and left > 0:
-            raise TooMany(
-                Reason.THROTTLED,
-                "There were too many wrong secrets for this serial number; come back later.",
-                retry_after=int(left) + 1,
-            )
+        return int(left) + 1 if count >= WRONG_MAX and left > 0 else 0
 
     def add(self, label: int, serial_number: str) -> None:
         count, since = self._wrong.pop((label, serial_number), (0, 0.0))
@@ -104,8 +99,7 @@ class Enquiry:
 
     def told(self, item: Asking) -> Told | None:
         """What the request itself brings, None in a label that asks nobody; its rows come with `ask`. Where a one-time
-        password stands in the CSR, that is parsed, for its names say whose it is. A 400 for what cannot be read, a 429
-        where its secrets were wrong too often."""
+        password stands in the CSR, that is parsed, for its names say whose it is. A 400 for what cannot be read."""
         request = item.request
         if not self._concerned[request.label]:
             return None
@@ -120,10 +114,10 @@ class Enquiry:
             asked=asked,
             devices={},
             verdict=unpack(request.verdict),
+            throttled={},
         )
-        for number in self._claimed(request.label, told):
-            self.wrong.check(request.label, number)
-        return told
+        waits = {number: self.wrong.left(request.label, number) for number in self._claimed(request.label, told)}
+        return told._replace(throttled={number: left for number, left in waits.items() if left})
 
     def _claimed(self, label: int, told: Told) -> set[str]:
         claims = (registry.claim_by(rule, told) for rule in self._rules[label])
@@ -161,8 +155,11 @@ class Enquiry:
             wanted.add(registry.key_by(rule, evidence.label, evidence.told, own))
         return {key for key in wanted if key is not None}
 
-    def refused(self, label: int, evidence: Evidence | None, error: EstError) -> None:
-        """Count a wrong secret."""
-        if error.reason is Reason.WRONG_CREDENTIAL and evidence is not None:
+    def judged(self, label: int, evidence: Evidence, client: Client | None, refusals: Sequence[EstError]) -> None:
+        """Count a wrong secret: one that a rule refused and none took, whatever else the client was let in by or
+        told."""
+        if client is not None and client.secret is not None:
+            return
+        if any(one.reason is Reason.WRONG_CREDENTIAL for one in refusals):
             for number in self._claimed(label, evidence.told):
                 self.wrong.add(label, number)

@@ -12,7 +12,7 @@ from cryptography import x509
 from estd import given_names, names
 from estd.device_rules import RegistryRule
 from estd.devices import SECRET_BYTES, Claim, Device, DeviceKey, is_serial_number
-from estd.errors import Forbidden, Reason, Unauthenticated, Unavailable
+from estd.errors import Forbidden, Reason, TooMany, Unauthenticated, Unavailable
 from estd.labels import Allow
 from estd.name_map import CERTIFICATE_FIELDS, REGISTRY_FIELDS, NameMap
 from estd.verdicts import Verdict
@@ -37,9 +37,11 @@ class Told(NamedTuple):
     devices: Mapping[DeviceKey, Device]
     """The rows there are under the keys that `keys` named."""
     verdict: Verdict | None
+    throttled: Mapping[str, int]
+    """Serial numbers whose secrets were wrong too often, each with the seconds for which none is looked at."""
 
 
-NOTHING = Told(claim=None, otp_sha256=b"", asked=None, devices={}, verdict=None)
+NOTHING = Told(claim=None, otp_sha256=b"", asked=None, devices={}, verdict=None, throttled={})
 
 
 class Found(NamedTuple):
@@ -110,11 +112,18 @@ def check_alive(key: DeviceKey, devices: Mapping[DeviceKey, Device]) -> Device:
 
 
 def by_secret(allow: Allow, label: str, told: Told, now: float, repeat_seconds: int) -> Found | None:
-    """What a device gets for its one-time secret; None where it presents none that this rule hears."""
+    """What a device gets for its one-time secret; None where it presents none that this rule hears. A 429 where its
+    secrets were wrong too often."""
     assert allow.registry is not None
     claim = claim_by(allow.registry, told)
     if claim is None:
         return None
+    if claim.serial_number in told.throttled:
+        raise TooMany(
+            Reason.THROTTLED,
+            "There were too many wrong secrets for this serial number; come back later.",
+            retry_after=told.throttled[claim.serial_number],
+        )
     key = DeviceKey(label, allow.registry.manufacturer, claim.serial_number)
     device = told.devices.get(key)
     kept = (device.secret if device is not None else None) or _NO_SECRET

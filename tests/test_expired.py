@@ -94,11 +94,11 @@ def test_the_window_to_the_second(case: str) -> None:
     rules = label_policy(*RULES, expired_seconds=row.window)
     given = evidence(row.identity, renewal=row.renewal)
     if row.reason is None:
-        found = admission.identify(rules, given, row.held(given.certificate), row.at)
+        found = admission.identify(rules, given, row.held(given.certificate), row.at, [])
         assert found.issued
         return
     with pytest.raises(EstError) as caught:
-        admission.identify(rules, given, row.held(given.certificate), row.at)
+        admission.identify(rules, given, row.held(given.certificate), row.at, [])
     assert caught.value.reason is row.reason
     assert row.words in caught.value.sentence
 
@@ -109,7 +109,7 @@ def test_a_credential_beside_an_expired_certificate_renews_nothing_past_the_wind
     with pytest.raises(EstError) as caught:
         admission.identify(
             rules, evidence(ISSUED, "factory", rule=0, renewal=True), ledger(ISSUED)(evidence(ISSUED).certificate),
-            END + WINDOW + 1,
+            END + WINDOW + 1, [],
         )  # fmt: skip
     assert caught.value.reason is Reason.CERT_EXPIRED
 

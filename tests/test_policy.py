@@ -216,7 +216,7 @@ KEPT_OUT: dict[str, Case] = {
 def test_R20_lets_in(case: str) -> None:
     """R20: the first rule that fits says who the client is and which profile it gets."""
     row = LET_IN[case]
-    found = admission.identify(row.policy, row.evidence, row.find(row.evidence.certificate), NOW)
+    found = admission.identify(row.policy, row.evidence, row.find(row.evidence.certificate), NOW, [])
     assert found.profile == row.profile
     if row.identity.startswith("basic"):
         assert found.identity == row.identity
@@ -235,7 +235,7 @@ def test_R20_keeps_out(case: str) -> None:
     """R20: who fits no rule is refused, with the reason that tells most."""
     row = KEPT_OUT[case]
     with pytest.raises(EstError) as caught:
-        admission.identify(row.policy, row.evidence, row.find(row.evidence.certificate), NOW)
+        admission.identify(row.policy, row.evidence, row.find(row.evidence.certificate), NOW, [])
     assert (caught.value.status, caught.value.reason) == (row.status, row.reason)
     assert caught.value.sentence.endswith(".")
 
@@ -246,20 +246,20 @@ def test_revocation_of_a_foreign_certificate(folder: Path, monkeypatch: pytest.M
     path = folder / "maker.crl"
     found = label_policy(anchors_rule(MAKER, crls=[path]), anchors_rule(STRANGER))
     with pytest.raises(Unavailable) as absent:
-        admission.identify(found, evidence(DEVICE), None, NOW)
+        admission.identify(found, evidence(DEVICE), None, NOW, [])
     assert absent.value.reason is Reason.CRL_STALE
     path.write_bytes(make.crl(MAKER))
-    assert admission.identify(found, evidence(DEVICE), None, NOW).profile == "own"
+    assert admission.identify(found, evidence(DEVICE), None, NOW, []).profile == "own"
     path.write_bytes(make.crl(MAKER, [DEVICE]))
     with pytest.raises(Forbidden) as revoked:
-        admission.identify(found, evidence(DEVICE), None, NOW)
+        admission.identify(found, evidence(DEVICE), None, NOW, [])
     assert revoked.value.reason is Reason.REVOKED
 
 
 def test_a_long_user_name_is_no_failure() -> None:
     """A credential whose name is too long for a common name still lets in who needs no subject of it."""
     user = "factory-" + "x" * 80
-    found = admission.identify(ALL_RULES, evidence(user=user, rule=2), None, NOW)
+    found = admission.identify(ALL_RULES, evidence(user=user, rule=2), None, NOW, [])
     assert found.identity == f"basic:{user}"
 
 

@@ -91,13 +91,13 @@ def test_R16_who_is_a_registration_authority(case: str, folder: Path) -> None:
     for renewal in (False, True):
         given = evidence(row.shown, renewal=renewal)
         if row.reason is None:
-            found = admission.identify(rules, given, row.held(given.certificate), NOW)
+            found = admission.identify(rules, given, row.held(given.certificate), NOW, [])
             assert (found.ra, found.issued, found.profile) == (True, False, "free")
             assert found.identity.startswith("ra:")
             assert found.names == policy.names.Names(subject=x509.Name([]), san=())
             continue
         with pytest.raises(EstError) as caught:
-            admission.identify(rules, given, row.held(given.certificate), NOW)
+            admission.identify(rules, given, row.held(given.certificate), NOW, [])
         assert (caught.value.status, caught.value.reason) == (row.status, row.reason)
 
 

@@ -53,9 +53,10 @@ def shown(server: Server, number: str, manufacturer: str = "") -> dict[str, obje
 
 
 def enroll(
-    server: Server, number: str, password: str, *, key: object = None, csr_der: bytes | None = None
-) -> x509.Certificate:
-    with server.client(label="registry", user=number, password=password) as client:
+    server: Server, number: str, password: str, *, key: object = None, csr_der: bytes | None = None,
+    cert: tuple[Path, Path] | None = None,
+) -> x509.Certificate:  # fmt: skip
+    with server.client(label="registry", user=number, password=password, cert=cert) as client:
         return client.enroll(lambda _: csr_der or make.csr(key, subject=make.name("whatever")))
 
 
@@ -139,13 +140,18 @@ def test_a_disabled_device_renews_no_more(server: Server, folder: Path) -> None:
     renew(second, make.key())
 
 
-def test_wrong_secrets_are_slowed_down(server: Server) -> None:
-    """R39: after some wrong secrets a serial number is told 429 and when to come back, right or wrong, known or not;
-    other devices are not."""
+def test_wrong_secrets_are_slowed_down(server: Server, folder: Path) -> None:
+    """R39: after some wrong secrets a serial number is told 429 and when to come back, right or wrong, known or not,
+    whatever certificate is shown beside them; other devices are not, nor is a renewal by a good certificate."""
     add(server, "T1")
-    right = secret(server, "T1")
-    for number in ("T1", "nobody"):
-        answers = [status(lambda: enroll(server, number, "wrong")) for _ in range(WRONG_MAX + 1)]  # noqa: B023
+    right, key = secret(server, "T1"), make.key()
+    own = make.Identity(enroll(server, "T1", right, key=key), key)
+    beside = make.certificate(ca=True).write(folder, "beside")
+    for number, cert in (("T1", None), ("nobody", None), ("beside", beside)):
+        answers = [
+            status(lambda: enroll(server, number, "wrong", cert=cert))  # noqa: B023
+            for _ in range(WRONG_MAX + 1)
+        ]
         assert answers == [401] * WRONG_MAX + [429]
     with pytest.raises(Refused) as caught:
         enroll(server, "T1", right)
@@ -153,7 +159,10 @@ def test_wrong_secrets_are_slowed_down(server: Server) -> None:
     assert 0 < int(caught.value.retry_after or 0) <= 60
     add(server, "T2")
     enroll(server, "T2", secret(server, "T2"))
-    assert server.metric("estd_rejections_total", reason="throttled") == 3
+    assert server.metric("estd_rejections_total", reason="throttled") == 4
+    with server.client(label="registry", user="T1", password=right, cert=own.write(folder, "own")) as client:
+        names = own.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        client.enroll(lambda _: make.csr(key, subject=own.certificate.subject, san=list(names)), renew=True)
 
 
 def test_R39_a_curl_device(server: Server, folder: Path) -> None:
