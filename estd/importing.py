@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, TypeVar
+from typing import IO, Any, NamedTuple, Protocol
 
 from estd.device_file import Line, LineError
 from estd.devices import Device, DeviceKey
@@ -23,9 +23,10 @@ from estd.ledger import LedgerError
 
 PART = 500
 """Rows in one transaction: some milliseconds of the writer's time."""
+PART_NAMES = 1 << 20
+"""Characters of names in one: written as JSON they are twice as many at most, and a message has a bound."""
 SECRET_BITS = 160
 _SECRET = Device._fields.index("secret")
-T = TypeVar("T")
 
 
 class Registry(Protocol):
@@ -52,9 +53,17 @@ def new_secret() -> tuple[str, bytes]:
     return secret, hashlib.sha256(secret.encode()).digest()
 
 
-def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    found = iter(items)
-    while part := list(islice(found, size)):
+def parts(devices: Iterable[Device]) -> Iterator[list[Device]]:
+    """The devices in parts, of which each fits into one message and one transaction."""
+    part: list[Device] = []
+    left = PART_NAMES
+    for device in devices:
+        left -= len(device.names)
+        if len(part) == PART or (part and left < 0):
+            yield part
+            part, left = [], PART_NAMES - len(device.names)
+        part.append(device)
+    if part:
         yield part
 
 
@@ -64,7 +73,8 @@ def read(lines: Iterable[Line], registry: Registry, *, problems_max: int, step: 
     good: list[tuple[str, int]] = []
     problems: list[str] = []
     bad = 0
-    for part in parts(lines, PART):
+    coming = iter(lines)
+    while part := list(islice(coming, PART)):
         errors = [line.found for line in part if isinstance(line.found, LineError)]
         keys = [(line, line.found.key) for line in part if isinstance(line.found, Device)]
         there = registry.find_devices([key for _, key in keys])
@@ -96,7 +106,7 @@ def write(
         try:
             if out is not None:
                 out.write("serial_number,manufacturer,label,secret\n")
-            for part in parts(devices, PART):
+            for part in parts(devices):
                 whole = part
                 if out is not None:
                     whole, lines = _with_secrets(part, secret_until)

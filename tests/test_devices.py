@@ -13,12 +13,13 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estd import config, device_file, enquiry, importing, ledger, material, name_map, registry
+from estd import config, device_file, enquiry, importing, ledger, ledger_link, material, name_map, registry
 from estd.device_file import DeviceFile, FileError, LineError
 from estd.device_rules import RegistryRule
 from estd.devices import Claim, Device, DeviceKey, Use, key_of_identity, pack_claim, unpack_claim
 from estd.enquiry import WINDOW_SECONDS, WRONG_MAX, WrongSecrets
 from estd.errors import EstError, Forbidden, Reason
+from estd.frames import FRAME_MAX
 from estd.labels import Allow
 from estd.ledger import LedgerError, Reader, Writer
 from estd.ledger_link import WriterService
@@ -189,6 +190,24 @@ def test_an_import_is_seen_at_its_end(folder: Path, writer: Writer) -> None:
         (only,) = reader.search_devices(label="here", manufacturer="Acme", part="a", enabled=True, limit=5)
         assert only.serial_number == "A1"
         assert reader._db.execute("SELECT count(*) FROM device").fetchone() == (1,)
+
+
+def test_a_part_of_an_import_fits_into_a_message(writer: Writer) -> None:
+    """However long the rows are, a running server takes them."""
+    long = [f"urn:{'x' * 2000}:{number}" for number in range(8)]
+    names = registry.given_names.pack("", [], [], long)
+    sizes: list[int] = []
+
+    class Near:
+        find_devices = writer.find_devices
+
+        def change_devices(self, message: dict[str, Any]) -> dict[str, Any]:
+            sizes.append(len(ledger_link.frame({"do": "devices", **message})))
+            return writer.change_devices(message)
+
+    add(Near(), *(device(serial_number=str(number), names=names) for number in range(2 * importing.PART)))
+    assert max(sizes) < FRAME_MAX
+    assert len(list(writer.search_devices(label=None, manufacturer=None, part=None, enabled=None, limit=-1))) == 1000
 
 
 def test_a_device_is_added_once(writer: Writer) -> None:
