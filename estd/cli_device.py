@@ -166,11 +166,11 @@ def device_secret(
     key = _key(config, serial_number, label, manufacturer)
     secret, sha256 = importing.new_secret()
     until = int(time.time()) + valid_for
-    with importing.new_file(out) as written:
-        with writer(config) as registry:
-            _change(registry, key, {"change": "secret", "secret": sha256.hex(), "until": until})
+    _found(config, key)  # or there is no file
+    with importing.new_file(out) as written, writer(config) as registry:
         if written is not None:
             written.write(secret + "\n")
+        _change(registry, key, {"change": "secret", "secret": sha256.hex(), "until": until})
     if out is not None:
         click.echo(
             json.dumps({**_shown(_found(config, key)), "file": str(out)}) if as_json else f"the secret is in {out}"

@@ -77,8 +77,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_R39_a_device_enrols_once_with_its_secret(server: Server) -> None:
     """R39: a secret works once; the same request gets the same certificate again, another one nothing, at no cost of
-    the token's; a new secret works again."""
+    the token's; a new secret works again. Without a row there is neither secret nor file."""
+    out = server.folder / "secret-of-A1"
+    to_file = ("device", "secret", "A1", "--label", "registry", "--out", out)
+    assert "has no device 'A1'" in estd(server, *to_file, code=1)
     add(server, "A1")
+    estd(server, *to_file)
+    assert len(out.read_text()) == 33
     one, key = secret(server, "A1"), make.key()
     first = enroll(server, "A1", one, key=key)
     assert first.subject == make.name("A1")
