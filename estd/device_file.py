@@ -121,7 +121,7 @@ class DeviceFile:
         state = cells.get("state", "")
         if state not in _STATES:
             raise ValueError(f"the state {state[:64]!r} is neither enabled nor disabled")
-        lists = [cells.get(kind, "").split() for kind in ("dns", "ip", "uri")]
+        lists = [[one for one in cells.get(kind, "").split(" ") if one] for kind in ("dns", "ip", "uri")]
         return Device(
             label=label,
             manufacturer=manufacturer,

@@ -115,6 +115,10 @@ def create(path: Path) -> None:
     Writer(path).close()
 
 
+def _no_registry(error: sqlite3.Error) -> LedgerError:
+    return LedgerError(f"the registry cannot be read ({error}); an old ledger gets one when it is served")
+
+
 class Reader:
     """Read-only questions; as many as wish may have one open."""
 
@@ -214,16 +218,17 @@ class Reader:
 
     def find_devices(self, keys: Collection[DeviceKey]) -> dict[DeviceKey, Device]:
         """The devices that the registry holds under these keys."""
-        return ledger_devices.find(self._db, keys)
+        try:
+            return ledger_devices.find(self._db, keys)
+        except sqlite3.Error as error:
+            raise _no_registry(error) from None
 
     def search_devices(self, **query: Any) -> Iterator[Device]:
         """The registry's devices, as `ledger_devices.search` has it."""
         try:
             yield from ledger_devices.search(self._db, **query)
         except sqlite3.Error as error:
-            raise LedgerError(
-                f"the registry cannot be read ({error}); an old ledger gets one when it is served"
-            ) from None
+            raise _no_registry(error) from None
 
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM certificate").fetchone()[0])

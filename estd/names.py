@@ -63,7 +63,11 @@ def shown(subject: x509.Name) -> str:
 
 def read(text: str) -> x509.Name:
     """The subject that RFC 4514 text says. Raises ValueError."""
-    return x509.Name.from_rfc4514_string(text, _WORDS)
+    try:
+        return x509.Name.from_rfc4514_string(text, _WORDS)
+    except ValueError as error:  # of many mistakes it says nothing
+        why = f": {error}" if str(error) else ""
+        raise ValueError(f"the subject {text[:200]!r} is not as RFC 4514 has it{why}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +297,8 @@ def _ip_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
     value = name.value
     if not isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
         return False  # a network, as only nameConstraints may have
+    if isinstance(value, ipaddress.IPv6Address) and value.scope_id is not None:
+        return False  # a zone, which no certificate can say
     return not rule.patterns or any(value in ipaddress.ip_network(one) for one in rule.patterns)
 
 

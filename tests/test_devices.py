@@ -94,7 +94,10 @@ BAD_LINES = {
     "a name that no certificate may say": ("S1,,,,,-bad-.example,,", "DNSName"),
     "a wildcard": ("S1,,,,,*.example,,", "DNSName"),
     "a URI without a scheme": ("S1,,,,,,example,", "URI"),
-    "a subject that is none": ("S1,,,,CN=,,,", ""),
+    "a subject that is none": ("S1,,,,CN=,,,", "RFC 4514"),
+    "a subject with a space behind": ("S1,,,,CN=a ,,,", "'CN=a ' is not as RFC 4514 has it"),
+    "names apart by another kind of space": ("S1,,,,,a.example\u00a0b.example,,", "DNSName"),
+    "names apart by a control character": ("S1,,,,,a.example\x1cb.example,,", "DNSName"),
     "an attribute that estd does not know": ("S1,,,,1.2.3.4=a,,,", "1.2.3.4"),
     "two common names": ('S1,,,,"CN=a,CN=b",,,', "CN"),
     "an open quote": ('"S1,,,,,,,', "CSV"),
@@ -116,6 +119,19 @@ def test_a_bad_line_is_told_with_its_number(folder: Path, case: str) -> None:
     assert isinstance(bad, LineError)
     assert str(bad).startswith("line 3: ")
     assert word in str(bad)
+
+
+def test_an_address_with_a_zone_is_no_name(folder: Path) -> None:
+    """A certificate cannot say a zone: it would be left out in silence."""
+    (line,) = csv(folder, "serial_number,ip\nS1,fe80::1%eth0\n")
+    assert "the IPAddress 'fe80::1%eth0'" in str(line.found)
+
+
+def test_a_ledger_without_a_registry_is_told(folder: Path, writer: Writer) -> None:
+    """An older estd's ledger has none, until it is served."""
+    writer._db.execute("DROP TABLE device")
+    with pytest.raises(LedgerError, match="an old ledger gets one when it is served"):
+        writer.find_devices([KEY])
 
 
 @pytest.mark.parametrize(
