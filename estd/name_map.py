@@ -21,6 +21,10 @@ CERTIFICATE_FIELDS = (
 SUBJECT_WORDS = ("C", "O", "OU", "UID", "serialNumber", "CN")
 """The attributes that a map may give, in the order in which they stand in the subject."""
 SAN_WORDS = ("dns", "ip", "uri")
+_FITS = {"dns": re.compile(r"[A-Za-z0-9-]+"), "ip": re.compile(r"[0-9A-Fa-f]{1,4}")}
+"""What a value may be in its place, where that cannot be had by encoding it."""
+_IN_HOST = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+"""The beginning of a URI whose host is not over."""
 _PIECE = re.compile(r"\{([A-Za-z.]+)\}|([^{}]+)")
 
 
@@ -38,21 +42,26 @@ class Template:
 
     def fill(self, kind: str, values: Mapping[str, str]) -> str:
         """The text with the fields' values. Raises ValueError where one has no value, or one that would change the
-        name's structure: a value beside other text is one label of a dNSName, and percent-encoded in a URI."""
-        filled: list[str] = []
+        name's structure: a value is one label of a dNSName, one group of an iPAddress, and in a URI one label of its
+        host or percent-encoded; only a name of that kind, alone, stands as it is."""
+        filled = ""
         for is_field, text in self.pieces:
             if not is_field:
-                filled.append(text)
+                filled += text
                 continue
             value = values.get(text, "")
             if not value:
                 raise ValueError(f"the device has no {text}, or more than one, for the name {self.text!r}")
-            if len(self.pieces) > 1 and kind == "dns" and not re.fullmatch(r"[A-Za-z0-9-]+", value):
-                raise ValueError(f"the device's {text} {value[:64]!r} does not fit into the name {self.text!r}")
-            if len(self.pieces) > 1 and kind == "uri":
-                value = quote(value, safe="")
-            filled.append(value)
-        return "".join(filled)
+            if self.text != f"{{san.{kind}}}":
+                place = "dns" if kind == "uri" and _IN_HOST.fullmatch(filled) else kind
+                if place in _FITS and not _FITS[place].fullmatch(value):
+                    raise ValueError(f"the device's {text} {value[:64]!r} does not fit into the name {self.text!r}")
+                if kind == "uri":
+                    value = quote(value, safe="")
+            filled += value
+        if kind == "uri" and {".", ".."} & set(re.split("[/?#]", filled)):
+            raise ValueError(f"the name {self.text!r} would lead to {filled[:200]!r}, another path")
+        return filled
 
 
 def _template(value: Any, fields: tuple[str, ...]) -> Template:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from cryptography import x509
@@ -188,10 +189,12 @@ def mapped(rule: NameMap, values: Mapping[str, str]) -> names.Names:
 
 def try_names(rule: NameMap) -> None:
     """Raises ValueError where a rule makes names that no certificate may say, whoever the device is."""
-    try:
-        mapped(rule, {field: _SAMPLES.get(field, "x1") for field in (*REGISTRY_FIELDS, *CERTIFICATE_FIELDS)})
-    except Forbidden as refusal:
-        raise ValueError(f"names: {refusal.sentence}") from None
+    # A part of an address is a number, which the last label of a dNSName must not be.
+    for part, sample in ((replace(rule, ip=()), "x1"), (replace(rule, subject=(), dns=(), uri=()), "1")):
+        try:
+            mapped(part, {field: _SAMPLES.get(field, sample) for field in (*REGISTRY_FIELDS, *CERTIFICATE_FIELDS)})
+        except Forbidden as refusal:
+            raise ValueError(f"names: {refusal.sentence}") from None
 
 
 def by_verdict(allow: Allow, verdict: Verdict | None, own: names.Names) -> tuple[names.Names, str]:

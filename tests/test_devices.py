@@ -446,6 +446,20 @@ NAMES: dict[str, tuple[dict[str, Any], str, list[str] | None]] = {
     "a URI is escaped": ({"uri": ["urn:dev:{serialNumber}"]}, "a/b?c#d e", ["urn:dev:a%2Fb%3Fc%23d%20e"]),
     "a dNSName is not broken out of": ({"dns": ["{serialNumber}.a.example"]}, "evil.example", None),
     "nor by a slash": ({"dns": ["{serialNumber}.a.example"]}, "evil/", None),
+    "a dNSName alone is one label": ({"dns": ["{serialNumber}"]}, "www.bank.example", None),
+    "a URI's path is not walked": ({"uri": ["https://dev.example/d/{serialNumber}/cert"]}, "..", None),
+    "nor stayed in": ({"uri": ["https://dev.example/{serialNumber}?a"]}, ".", None),
+    "nor by two fields": ({"uri": ["https://dev.example/{serialNumber}{serialNumber}"]}, ".", None),
+    "a URI's dots are its own": ({"uri": ["https://dev.example/d-{serialNumber}"]}, "..", ["https://dev.example/d-.."]),
+    "a URI's host is not broken out of": ({"uri": ["https://d{serialNumber}/"]}, ".evil.example", None),
+    "a URI's host": ({"uri": ["https://{serialNumber}.example/"]}, "S1", ["https://S1.example/"]),
+    "a part of an address": (
+        {"ip": ["2001:db8::{serialNumber}", "192.0.2.{serialNumber}"]},
+        "42",
+        ["2001:db8::42", "192.0.2.42"],
+    ),
+    "an address is not broken out of": ({"ip": ["2001:db8::{serialNumber}"]}, "1:2:3:4%eth0", None),
+    "nor one of IPv4": ({"ip": ["192.0.{serialNumber}"]}, "2.1", None),
     "a label too long": ({"dns": ["{serialNumber}.a.example"]}, "a" * 64, None),
     "a common name too long": ({"CN": "{serialNumber}.a.example"}, "a" * 60, None),
 }
@@ -464,6 +478,32 @@ def test_names_are_made_of_fields(case: str) -> None:
     found = registry.by_secret(allow(names), "here", told(own, number=number), NOW, 600)
     assert found is not None
     assert [str(name.value) for name in found.names.san] == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("dns", "a.b.example"), ("ip", "2001:db8::1"), ("uri", "https://a.example/x?y")]
+)
+def test_a_name_of_the_kind_stands_as_it_is(kind: str, value: str) -> None:
+    """The certificate's own name, alone; beside other text, or of another kind, it keeps to its place."""
+    whole, beside = (
+        name_map.read({kind: [text_]}, name_map.CERTIFICATE_FIELDS)
+        for text_ in (f"{{san.{kind}}}", "{san.dns}x{san.ip}")
+    )
+    assert [str(name.value) for name in registry.mapped(whole, {f"san.{kind}": value}).san] == [value]
+    with pytest.raises(Forbidden):
+        registry.mapped(beside, {"san.dns": "a.example", "san.ip": "2001:db8::1"})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"ip": ["2001:db8::{serialNumber}", "192.0.2.{serialNumber}"]},
+     {"dns": ["{serialNumber}.a.example", "{serialNumber}"]},
+     {"uri": ["https://{serialNumber}.example/{serialNumber}"]}],
+    ids=str,
+)  # fmt: skip
+def test_a_rule_that_makes_good_names_passes_the_check(names: dict[str, Any]) -> None:
+    """What the check tries fits into every place."""
+    registry.try_names(name_map.read(names, name_map.REGISTRY_FIELDS))
 
 
 @given(st.text(max_size=70))
