@@ -94,7 +94,7 @@ class Course:
             if not capacity.tally.good:
                 raise click.ClickException(f"nothing was enrolled to tell the capacity: {capacity.tally.examples}")
             step = scenario.at_rate(scenario.share * capacity.tally.good / capacity.seconds)
-        measured = self._measure(step, scenario.name or "enrolling")
+        measured = self._measure(step, scenario.name or "enrolling", ends_when_told=True)
         return Result(began=began, headline=measured, steps=(measured,), tried=(), capacity=capacity)
 
     def _climb(self, ramp: Ramp, first_per_second: float, began: datetime) -> Result:
@@ -116,7 +116,7 @@ class Course:
         )
         return Result(began=began, headline=headline, steps=steps, tried=tried, capacity=None)
 
-    def _measure(self, step: Step, what: str) -> Measured:
+    def _measure(self, step: Step, what: str, *, ends_when_told: bool = False) -> Measured:
         plans = self._preparation.plans(step)
         watch = self.watch()
         cpu = CpuSeries()
@@ -146,7 +146,7 @@ class Course:
             line.update(progress.settled if step.seconds is None else time.perf_counter() - began, note)
 
         with ProgressLine(what, step.seconds or step.count) as line:
-            outcome = run_generators(plans, begin=begin, tell=tell, look=look)
+            outcome = run_generators(plans, begin=begin, tell=tell, look=look, ends_when_told=ends_when_told)
         machine.append(read_machine())
         histograms.append(scrape.read_histograms(self._metrics_url))
         return Measured(

@@ -188,7 +188,8 @@ def main(
     """Enrols a fleet of devices at the EST server URL and prints rate, latency, errors and the CPU it cost.
 
     Exits with 0 when all went well (what the server shed is no error), 1 after errors or a missed goal, 2 when the
-    command line or the scenario is wrong.
+    command line or the scenario is wrong. SIGTERM ends the load early, though not a ramp's, and the figures are of what
+    was done until then.
     """
     load = _scenario(scenario, given)
     if cache is not None and load.renews():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
+import os
 import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 
@@ -21,6 +23,8 @@ from bench.tally import SHED, Tally
 
 _READY_SECONDS = 300.0
 _LOOK_SECONDS = 1.0
+_ENOUGH = signal.SIGUSR1
+"""To a generator: begin nothing more."""
 
 
 class GeneratorError(Exception):
@@ -58,6 +62,7 @@ class Outcome:
 async def _generate(pipe: connection.Connection, plan: Plan) -> Tally:
     loop = asyncio.get_running_loop()
     load = Load(plan, loop)
+    loop.add_signal_handler(_ENOUGH, load.end)
     await load.open_connections()
     gc.collect()
     gc.freeze()  # else each full collection walks over all that was prepared
@@ -146,14 +151,31 @@ def _follow(
             next_look = max(next_look, time.perf_counter() - _LOOK_SECONDS) + _LOOK_SECONDS
 
 
+@contextlib.contextmanager
+def _ending_when_told(generators: Sequence[_Generator]) -> Iterator[None]:
+    """SIGTERM ends the load, not its figures: what was begun is answered and counted."""
+
+    def enough(*_: object) -> None:
+        for generator in generators:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(generator.pid(), _ENOUGH)
+
+    before = signal.signal(signal.SIGTERM, enough)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_generators(
     plans: Sequence[Plan],
     *,
     begin: Callable[[Sequence[int]], None] = lambda pids: None,
     tell: Callable[[Progress], None] = lambda progress: None,
     look: Callable[[], None] = lambda: None,
+    ends_when_told: bool = False,
 ) -> Outcome:
-    """Runs all plans at once.
+    """Runs all plans at once, with `ends_when_told` until SIGTERM at the latest.
 
     `begin` is called between preparation and start with the generators' pids, `look` each second and at the end: they
     read what the processes cost.
@@ -168,7 +190,8 @@ def run_generators(
         start = time.perf_counter() + 0.05
         for generator in generators:
             generator.pipe.send(start)
-        _follow(generators, tell, look, start=start, tally=tally)
+        with _ending_when_told(generators) if ends_when_told else contextlib.nullcontext():
+            _follow(generators, tell, look, start=start, tally=tally)
         look()
         for generator in generators:
             generator.process.join(10)

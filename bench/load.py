@@ -89,6 +89,12 @@ class Load:
         await asyncio.sleep(0.1)  # for the close_notify of each
         return self.tally
 
+    def end(self) -> None:
+        """Begin nothing more, not even what waits for a connection, and end when what was begun is answered."""
+        self._deadline = min(self._deadline, time.perf_counter())
+        self._outstanding -= len(self._waiting)
+        self._waiting.clear()
+
     def _issue(self, start: float) -> Job | None:
         if self._budget == 0 or start >= self._deadline:
             self._issued_all = True

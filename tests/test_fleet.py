@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from bench import machine
-from tests.servers import Server
+from tests.servers import Server, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 200
@@ -68,6 +68,25 @@ def test_each_way_of_enrolling(server: Server, options: list[str], count: int) -
         sum(row["cpu_us_per_enrolment"] for row in made["processes"])
     )
     assert all(0 < row["rss_bytes"] <= row["peak_rss_bytes"] for row in made["processes"])
+
+
+def test_a_load_that_is_told_to_end_has_its_figures(server: Server) -> None:
+    """SIGTERM: nothing more is begun, what was begun is answered, and the report is of that."""
+    before = server.metric("estd_certificates_total")
+    command = [
+        sys.executable, "-m", "bench.fleet", server.url, "--instance", str(server.folder), "--json", "--rate", "50",
+        "--connections", "4", "--seconds", "120", "--generators", "2",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as load:
+        try:
+            wait_for(lambda: server.metric("estd_certificates_total") >= before + 20, 60)
+        finally:
+            load.terminate()
+        made = json.loads(load.communicate(timeout=60)[0])
+    assert load.returncode == 0
+    assert (made["passed"], made["errors"]) == (True, {})
+    assert 20 <= made["enrolments"] < 50 * 120
+    assert server.metric("estd_certificates_total") - before == made["enrolments"]
 
 
 def test_the_json_says_where_it_comes_from(server: Server) -> None:

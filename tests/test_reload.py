@@ -33,6 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RELOADS = int(os.environ.get("ESTD_DRILL_RELOADS", "4"))
 """D22 in full: ESTD_DRILL_RELOADS=100 python -m pytest tests/test_reload.py -k D22_reloads --timeout 1200."""
 RATE_PER_SECOND = 500 if RELOADS >= 100 else 250
+LOAD_SECONDS = 100 + 5 * RELOADS
+"""More than the reloads need: the test ends the load after them, so that a slow machine has its time. What waits for a
+connection there is late, and has not failed: only the server ends a request."""
 
 
 def estd(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -277,7 +280,9 @@ def test_D22_reloads_under_load_fail_no_request(folder: Path, settings: dict[str
                 with server.client(label=f"more-{number}") as client:
                     assert client.cacerts()
             assert [load.poll() for load in loads] == [None, None]
-            reports = [json.loads(load.communicate(timeout=240 + 5 * RELOADS)[0]) for load in loads]
+            for load in loads:
+                load.terminate()  # enough: what it has begun is answered and told
+            reports = [json.loads(load.communicate(timeout=120)[0]) for load in loads]
         finally:
             for load in loads:
                 if load.poll() is None:
@@ -296,7 +301,7 @@ def fleet(server: Server, kept: Path, *options: str) -> subprocess.Popen[str]:
     """Devices that enroll at a rate, and never try again what failed."""
     command = [
         sys.executable, "-m", "bench.fleet", server.url, "--instance", str(server.folder), "--json", "--seconds",
-        str(5 * RELOADS + 8), "--keep", str(kept), "--timeout", "60", *options,
+        str(LOAD_SECONDS), "--keep", str(kept), "--timeout", str(2 * LOAD_SECONDS), *options,
     ]  # fmt: skip
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 

@@ -215,13 +215,14 @@ def test_R19_devices_go_through_a_rollover_under_load(folder: Path) -> None:
     with servers.running(instance(folder / "instance", edges=2)) as server:
         command = [
             sys.executable, "-m", "bench.fleet", server.url, "--instance", str(server.folder), "--json", "--rate",
-            "150", "--connections", "16", "--seconds", "30", "--timeout", "20",
+            "150", "--connections", "16", "--seconds", "180", "--timeout", "360",
         ]  # fmt: skip
         load = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             wait_for(lambda: server.metric("estd_certificates_total") > 50, 60)
             through_the_stages(server, folder)
             assert load.poll() is None, "the load ended before the rollover"
+            load.terminate()  # enough: what it has begun is answered and told
             report = json.loads(load.communicate(timeout=120)[0])
         finally:
             if load.poll() is None:
