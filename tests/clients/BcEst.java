@@ -18,6 +18,7 @@ import java.util.Collection;
 import java.util.HashMap;
 import java.util.Map;
 import java.util.Set;
+import java.util.stream.Stream;
 import javax.net.ssl.KeyManagerFactory;
 import javax.net.ssl.SSLSession;
 import javax.security.auth.x500.X500Principal;
@@ -138,8 +139,9 @@ public class BcEst
         if (words.containsKey("dns"))
         {
             ExtensionsGenerator extensions = new ExtensionsGenerator();
-            GeneralName name = new GeneralName(GeneralName.dNSName, words.get("dns"));
-            extensions.addExtension(Extension.subjectAlternativeName, false, new GeneralNames(name));
+            GeneralName[] names = Stream.of(words.get("dns").split(","))
+                .map(name -> new GeneralName(GeneralName.dNSName, name)).toArray(GeneralName[]::new);
+            extensions.addExtension(Extension.subjectAlternativeName, false, new GeneralNames(names));
             request.addAttribute(PKCSObjectIdentifiers.pkcs_9_at_extensionRequest, extensions.generate());
         }
         if (words.containsKey("rename"))
