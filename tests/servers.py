@@ -27,10 +27,18 @@ from tests.make import Identity
 LABELS = Path(__file__).with_name("labels.toml")
 
 
+_GIVEN: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nobody has, and that was given to nobody before: who got it may bind it much later."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
 
 
 def identity_of(certificate: Path, key: Path) -> Identity:
