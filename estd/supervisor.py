@@ -32,6 +32,7 @@ _STEADY_SECONDS = 20.0
 _WATCH_SECONDS = 0.5
 _PREPARE_SECONDS = 30
 """For a new generation's process to load what it needs, beside the token's time-out."""
+_ASKED_SECONDS = 0.001
 _EDGE_OPENSSL = Path(__file__).with_name("templates") / "openssl-edge.cnf"
 _BACKLOG = 4096
 
@@ -326,6 +327,14 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _locked(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def claim(config: Config) -> int:
     """Make the run folder and its pid file ours; returns the descriptor that holds the lock. Raises ConfigError where
     another supervisor serves this instance."""
@@ -333,11 +342,12 @@ def claim(config: Config) -> int:
     config.run.chmod(0o700)
     path = config.run / "estd.pid"
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ConfigError([f"this instance is being served already (see {path})"]) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
+    while _locked(descriptor, fcntl.LOCK_SH):  # nobody serves it; who asks `reload_report.serving` may have it too
+        os.ftruncate(descriptor, 0)  # before it is ours: nobody may read the pid of one that was killed
+        if _locked(descriptor, fcntl.LOCK_EX):
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+            return descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        time.sleep(_ASKED_SECONDS)
+    os.close(descriptor)
+    raise ConfigError([f"this instance is being served already (see {path})"])

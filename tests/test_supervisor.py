@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from estd import config, metrics, supervisor
 from estd.client import EstClient
-from estd.errors import EXIT_FATAL, EXIT_REFUSED, ClientError, Refused
+from estd.errors import EXIT_FATAL, EXIT_REFUSED, ClientError, ConfigError, Refused
 from estd.supervisor import Child, Supervisor
 from tests import make, servers
 from tests.servers import Server, wait_for
@@ -327,6 +328,20 @@ def test_an_instance_is_served_once(server: Server) -> None:
     assert "this instance is being served already" in serve(server)
     assert server.pids() == pids
     enrol(server)
+
+
+def test_whoever_asks_whether_it_is_served_does_not_keep_it_from_being_served(folder: Path) -> None:
+    """A command that looks at the pid file in the very moment of a start does not end it; a server does."""
+    made = config.parse(text("server"), folder)
+    made.run.mkdir()
+    (made.run / "estd.pid").write_text("")
+    asking = os.open(made.run / "estd.pid", os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)  # as `reload_report.serving` does
+    threading.Timer(0.2, os.close, [asking]).start()
+    held = supervisor.claim(made)
+    with pytest.raises(ConfigError, match="is being served already"):
+        supervisor.claim(made)
+    os.close(held)
 
 
 @pytest.mark.parametrize("taken", ["port", "admin_port"])
