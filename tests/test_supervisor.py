@@ -102,8 +102,8 @@ def replaced(server: Server, name: str, number: int) -> int:
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One edge, one issuer, and a token that may hang for a second."""
-    with servers.running(instance(tmp_path_factory.mktemp("single") / "instance", timeout="1s")) as made:
+    """One edge, one issuer."""
+    with servers.running(instance(tmp_path_factory.mktemp("single") / "instance")) as made:
         yield made
 
 
@@ -150,14 +150,21 @@ def test_a_killed_child_is_replaced_and_no_counter_falls(single: Server, name: s
     assert single.metric("estd_certificates_total") >= 2
 
 
-def test_an_issuer_that_hangs_at_work_is_killed(single: Server) -> None:
+@pytest.fixture
+def strict(folder: Path) -> Iterator[Server]:
+    """Whose token may hang for a second, and the machine too."""
+    with servers.running(instance(folder / "instance", timeout="1s")) as made:
+        yield made
+
+
+def test_an_issuer_that_hangs_at_work_is_killed(strict: Server) -> None:
     """A call that does not return within [token] timeout cannot be cancelled: its process is killed and made anew."""
-    pid = single.pids()["issuer-0"]
+    pid = strict.pids()["issuer-0"]
     stop = threading.Event()
 
     def load() -> None:
         while not stop.is_set():
-            with suppress(ClientError), single.client(basic=True) as client:
+            with suppress(ClientError), strict.client(basic=True) as client:
                 while not stop.is_set():
                     client.enroll(lambda _: make.csr())
 
@@ -166,23 +173,26 @@ def test_an_issuer_that_hangs_at_work_is_killed(single: Server) -> None:
         thread.start()
 
     def caught_at_work() -> bool:
-        os.kill(pid, signal.SIGSTOP)
-        if single.metric("estd_busy_since_seconds", process="issuer-0") > 0:
-            return True
-        os.kill(pid, signal.SIGCONT)
+        nonlocal pid
+        pid = strict.pids().get("issuer-0", pid)  # another one, where the machine itself stood still for a second
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            if strict.metric("estd_busy_since_seconds", process="issuer-0") > 0:
+                return True
+            os.kill(pid, signal.SIGCONT)
         return False
 
     try:
         wait_for(caught_at_work, 60)
-        wait_for(lambda: single.pids().get("issuer-0", pid) != pid and single.is_ready(), 60)
+        wait_for(lambda: strict.pids().get("issuer-0", pid) != pid and strict.is_ready(), 60)
     finally:
         stop.set()
         for thread in threads:
             thread.join(timeout=60)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-    assert any(line["event"] == "child_hangs" and line["child"] == "issuer-0" for line in single.log_lines())
-    enrol(single)
+    assert any(line["event"] == "child_hangs" and line["child"] == "issuer-0" for line in strict.log_lines())
+    enrol(strict)
 
 
 def test_several_processes_enrol_renew_and_revoke(double: Server, folder: Path) -> None:
@@ -351,7 +361,7 @@ def test_a_port_that_is_taken_is_a_sentence(server: Server, folder: Path, taken:
     toml = made.config.read_text()
     made.config.write_text(toml.replace(f":{getattr(made, taken)}", f":{getattr(server, taken)}"))
     with launched(made) as process:
-        wait_for(lambda: process.poll() is not None, 10, lambda: "it serves beside the other instance")
+        wait_for(lambda: process.poll() is not None, 60, lambda: "it serves beside the other instance")
     assert process.returncode == 1
     assert "cannot be bound" in log_text(made)
 
@@ -376,6 +386,7 @@ def test_a_wrong_pin_is_asked_once(folder: Path) -> None:
         wait_for(lambda: json.loads(made.admin("/healthz")[1])["up_seconds"] >= 4, 60)  # the pause would be a second
         assert made.stop() == 0
     lines = [line for line in made.log_lines() if "issuer" in line.get("child", "") or line["process"] == "issuer-0"]
+    lines.sort(key=lambda line: line["time"])  # each process writes its own
     assert [line["event"] for line in lines] == ["child_started", "issuer_start_failed", "child_died"]
     assert "PinIncorrect" in lines[1]["why"]
 
