@@ -36,7 +36,7 @@ def _holding(folder: Path, **settings: str) -> Server:
     made = servers.init(folder)
     text = made.config.read_text()
     for key, default, value in (
-        ("approval", '"off"', '"first"'), ("approval_retry", '"60s"', '"1s"'),
+        ("approval", '"off"', '"first"'), ("approval_retry", '"60s"', '"1s"'), ("deadline", '"10s"', '"60s"'),
         *((key, "1", value) for key, value in settings.items()),
     ):  # fmt: skip
         assert f"# {key} = {default}" in text

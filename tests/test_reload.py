@@ -59,7 +59,8 @@ def change(server: Server, old: str, new: str) -> None:
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with servers.running(instance(tmp_path_factory.mktemp("single") / "instance")) as made:
+    """What waits for a process that is made anew waits as long as a busy machine takes for that."""
+    with servers.running(instance(tmp_path_factory.mktemp("single") / "instance", deadline="60s")) as made:
         yield made
 
 

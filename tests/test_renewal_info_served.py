@@ -67,8 +67,10 @@ def due(certificate: x509.Certificate, found: renewal_info.Window) -> bool:
 
 @pytest.fixture(scope="module")
 def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two edges, two issuers, and a ledger process that writes for both."""
-    with servers.running(instance(tmp_path_factory.mktemp("double") / "instance", edges=2, issuers=2)) as made:
+    """Two edges, two issuers, and a ledger process that writes for both. What waits for processes that are made anew
+    waits as long as a busy machine takes for that."""
+    folder = tmp_path_factory.mktemp("double") / "instance"
+    with servers.running(instance(folder, edges=2, issuers=2, deadline="60s")) as made:
         yield made
 
 
