@@ -17,7 +17,7 @@ from estd.command import config_option, json_option, plainly
 from estd.config import Ca, Config, load
 from estd.errors import ConfigError
 from estd.labels import KEY_KINDS
-from estd.material import certificates, load_ca
+from estd.material import certificates, load_ca, read_changes
 from estd.transition import Transition
 
 P = ParamSpec("P")
@@ -160,6 +160,7 @@ def _state(config: Config, ca: Ca) -> dict[str, Any]:
         told["old"] = _shown(change.old, change.state.old_key_id)
         told["new"] = _shown(change.new, change.state.new_key_id)
         told["unexpired_under_old"] = rollover.hanging(config, change, _progress)
+        told["cas_under_old"] = rollover.below(config, ca, change)
         activated = change.state.activated
         told["activated"] = None if activated is None else datetime.fromtimestamp(activated, UTC).isoformat()
     told["served"] = _is_served(config, ca)
@@ -172,7 +173,7 @@ def _is_served(config: Config, ca: Ca) -> bool | None:
     if reload_report.serving(config.run) is None:
         return None
     outcome = reload_report.last(config.run)
-    return outcome is not None and outcome.cas.get(ca.name) == load_ca(ca).fingerprints()
+    return outcome is not None and outcome.cas.get(ca.name) == load_ca(ca, read_changes(config)).fingerprints()
 
 
 def _tell(config: Config, ca: Ca, as_json: bool, generation: int | None) -> None:
@@ -188,6 +189,8 @@ def _tell(config: Config, ca: Ca, as_json: bool, generation: int | None) -> None
                 click.echo(f"{name + ' ' + part:20} {text}")
         elif name == "served" and value is not None:
             click.echo(f"{'served':20} {'yes' if value else 'no'}")
+        elif isinstance(value, list):
+            click.echo(f"{name.replace('_', ' '):20} {', '.join(value) or 'none'}")
         elif value is not None and name != "next":
             click.echo(f"{name.replace('_', ' '):20} {value}")
     click.echo(told["next"])

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import durable
 from estd.errors import ConfigError
-from estd.material import certificates
+from estd.material import certificates, is_signed_by
 from estd.transition import State, Transition
 from hsm import keys
 from hsm.token import Token
@@ -97,9 +96,7 @@ def try_key(key: Any) -> None:
 def sign_server_again(path: Path, change: Transition, token: Token) -> None:
     """The TLS certificate in the file, where the old key signed it: by the new one, and sent with NewWithOld."""
     leaf = certificates(path)[0]
-    try:
-        leaf.verify_directly_issued_by(change.old)
-    except (InvalidSignature, ValueError, TypeError):
+    if not is_signed_by(leaf, change.old):
         return  # somebody else's, or signed anew already
     key: Any = keys.signer(token, bytes.fromhex(change.state.new_key_id))
     now = datetime.now(UTC).replace(microsecond=0)

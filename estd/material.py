@@ -35,6 +35,8 @@ from estd.transition import Transition
 
 T = TypeVar("T")
 _SECRET = re.compile(rb"[ -~]+")
+Changes = Mapping[Path, Transition | None]
+"""Of each CA's certificate file the rollover that is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,42 +84,69 @@ def hook_secret(path: Path) -> str:
     return line.decode("ascii")
 
 
-def load_ca(ca: Ca, now: datetime | None = None) -> CaCertificate:
-    """The CA's certificate and chain, which must be one unbroken path to a root. Raises OSError or ValueError."""
-    now = now or datetime.now(UTC)
-    own, *extra = certificates(ca.certificate)
-    change = transition.read(ca.certificate)
+def is_signed_by(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    try:
+        child.verify_directly_issued_by(parent)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _change(path: Path) -> tuple[Path, Transition | None]:
+    return path, transition.read(path)
+
+
+def read_changes(config: Config) -> Changes:
+    """Raises OSError or ValueError."""
+    return dict(_change(ca.certificate) for ca in config.cas.values())
+
+
+def _held(path: Path, changes: Changes) -> list[x509.Certificate]:
+    """The certificates of the file; where it is a CA's own, in a rollover both of its roots."""
+    found, change = certificates(path), changes.get(path)
+    return found if change is None else change.roots_of(found)
+
+
+def path_of(ca: Ca, changes: Changes) -> list[x509.Certificate]:
+    """From the CA's certificate up to its root, each signed by the next. Raises OSError or ValueError."""
+    own, *above = certificates(ca.certificate)
+    change = changes.get(ca.certificate)
     if change is not None:
         own = change.issuing
-    above = [*extra, *(certificates(ca.chain) if ca.chain else [])]
+    if ca.chain is not None:
+        above += _held(ca.chain, changes)
     path = [own]
     while path[-1].subject != path[-1].issuer:
-        parent = next((one for one in above if one.subject == path[-1].issuer), None)
-        if parent is None or parent in path:
+        named = [one for one in above if one.subject == path[-1].issuer and one not in path]
+        if not named:
             raise ValueError(f"the chain has no certificate of {path[-1].issuer.rfc4514_string()!r}, so cacerts "
                              "could not be complete; name the chain up to the root")  # fmt: skip
-        path.append(parent)
-    for child, parent in zip(path, [*path[1:], path[-1]], strict=True):
-        child.verify_directly_issued_by(parent)
+        # In a rollover two roots have that name.
+        path.append(next((one for one in named if is_signed_by(path[-1], one)), named[0]))
+    if not all(map(is_signed_by, path, [*path[1:], path[-1]])):
+        raise ValueError("a certificate in the chain is not signed by the one above it")
+    return path
+
+
+def load_ca(ca: Ca, changes: Changes, now: datetime | None = None) -> CaCertificate:
+    """The CA's certificate and chain, which must be one unbroken path to a root; where that root changes its key, also
+    the other root and what joins the two. Raises OSError or ValueError."""
+    now = now or datetime.now(UTC)
+    path = path_of(ca, changes)
+    for child in path:
         if not child.not_valid_before_utc <= now <= child.not_valid_after_utc:
             raise ValueError(f"{child.subject.rfc4514_string()!r} is not valid now")
         constraints = child.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not constraints.ca:
             raise ValueError(f"{child.subject.rfc4514_string()!r} is not a CA's certificate (basicConstraints)")
     if ca.crl.on:
-        check_signs_crls(own)
-    return CaCertificate.of(own, [*path[1:], *(change.besides if change is not None else ())])
+        check_signs_crls(path[0])
+    root = path[-1]
+    found = (one.besides(root) for one in changes.values() if one is not None and root in (one.old, one.new))
+    return CaCertificate.of(path[0], [*path[1:], *next(found, [])])
 
 
-def _anchors(path: Path, changes: Mapping[Path, Transition | None]) -> list[x509.Certificate]:
-    """The certificates of the file; where it is a CA's own, in a rollover both of its roots."""
-    change = changes.get(path)
-    if change is None or change.state.stage == "finished":
-        return certificates(path)
-    return [change.old, change.new]
-
-
-def _rule(allow: Allow, ca: CaCertificate | None, changes: Mapping[Path, Transition | None]) -> Rule:
+def _rule(allow: Allow, ca: CaCertificate | None, changes: Changes) -> Rule:
     """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
     if allow.certificates is not None and ca is not None:
         return Rule(allow=allow, anchors=None, crls=None, ras=RaFile(allow.certificates, ca.certificate.subject))
@@ -127,7 +156,7 @@ def _rule(allow: Allow, ca: CaCertificate | None, changes: Mapping[Path, Transit
         hook_secret(allow.hook.secret_file)
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
-    found = _anchors(allow.anchors, changes)
+    found = _held(allow.anchors, changes)
     return Rule(allow=allow, anchors=Anchors(found), crls=CrlFiles(allow.crls, found))
 
 
@@ -147,22 +176,23 @@ def read(config: Config) -> tuple[Material, list[str]]:
     def attempt(where: str, reader: Callable[[], T]) -> T | None:
         try:
             return reader()
-        except InvalidSignature:
-            problems.append(f"{where}: a certificate in the chain is not signed by the one above it")
-            return None
         except (OSError, ValueError, TypeError, x509.ExtensionNotFound, x509.InvalidVersion) as error:
             problems.append(f"{where}: {error}")
             return None
 
+    changes = dict(
+        read
+        for name, ca in config.cas.items()
+        if (read := attempt(f"ca.{name}", partial(_change, ca.certificate))) is not None
+    )
     cas = {
         name: found
         for name, ca in config.cas.items()
-        if (found := attempt(f"ca.{name}", partial(load_ca, ca))) is not None
+        if ca.certificate in changes and (found := attempt(f"ca.{name}", partial(load_ca, ca, changes))) is not None
     }
-    changes = {name: transition.read(config.cas[name].certificate) for name in cas}
-    by_file = {config.cas[name].certificate: change for name, change in changes.items()}
-    key_ids = {name: config.cas[name].key_id if change is None else change.key_id for name, change in changes.items()}
-    crls = tuple(one for name, ca in cas.items() for one in signers(config.cas[name], ca, changes[name]))
+    under_way = {name: changes[config.cas[name].certificate] for name in cas}
+    key_ids = {name: config.cas[name].key_id if change is None else change.key_id for name, change in under_way.items()}
+    crls = tuple(one for name, ca in cas.items() for one in signers(config.cas[name], ca, under_way[name]))
     policies = tuple(
         LabelPolicy(
             label=label,
@@ -171,7 +201,7 @@ def read(config: Config) -> tuple[Material, list[str]]:
                 for index, allow in enumerate(label.allow)
                 if (
                     rule := attempt(
-                        f"label.{label.name}.allow[{index}]", partial(_rule, allow, cas.get(label.ca), by_file)
+                        f"label.{label.name}.allow[{index}]", partial(_rule, allow, cas.get(label.ca), changes)
                     )
                 )
                 is not None

@@ -19,7 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -28,7 +27,7 @@ from estd.config import Ca, Config, load
 from estd.errors import ConfigError
 from estd.key_update import key_identifier
 from estd.ledger import Reader
-from estd.material import certificates, read_pin
+from estd.material import certificates, is_signed_by, path_of, read_changes, read_pin
 from estd.rollover_toml import with_key_id
 from estd.starting import Exclusive
 from estd.transition import CERTIFICATES, State, Transition
@@ -101,15 +100,13 @@ def _check_root(ca: Ca) -> None:
                 "chain, name that in the labels and run estd reload; nobody needs to trust anything new"
             ]
         )
-    try:
-        own.verify_directly_issued_by(own)
-    except (InvalidSignature, ValueError, TypeError):
+    if not is_signed_by(own, own):
         raise ConfigError(
             [
                 f"ca.{ca.name} is no root: another key of {own.subject.rfc4514_string()!r} signs the first certificate "
                 f"in {ca.certificate}. Name the self-signed one there"
             ]
-        ) from None
+        )
 
 
 def prepare(config: Config, ca: Ca, plan: Plan) -> Transition:
@@ -296,6 +293,13 @@ def _authority(certificate_der: bytes) -> bytes | None:
         return None
 
 
+def below(config: Config, ca: Ca, change: Transition) -> list[str]:
+    """The other CAs of the configuration whose chain ends at the old root. Raises OSError or ValueError."""
+    changes = read_changes(config)
+    others = [one for one in config.cas.values() if one.certificate != ca.certificate]
+    return [one.name for one in others if path_of(one, changes)[-1] == change.old]
+
+
 def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> list[str]:
     """From the next reload on the old root is gone: from cacerts, from the CA's file, and its key from the
     configuration `file`. The CAs of that file whose key_id the operator is to change, since the configuration cannot
@@ -303,6 +307,15 @@ def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> li
     change = under_way(ca)
     if not change.is_switched:
         raise ConfigError([f"the rollover of ca.{ca.name} is prepared only: estd ca rollover activate comes first"])
+    folder = transition.folder_of(ca.certificate)
+    if names := below(config, ca, change):
+        raise ConfigError(
+            [
+                *(f"ca.{name} is under the old root, and could not issue any more" for name in names),
+                f"have its certificate signed anew by the new root's key ({change.state.new_key_id} in the token), let "
+                f"its chain lead to {ca.certificate}, run estd reload, and repeat this command",
+            ]
+        )
     has_expired = datetime.now(UTC) > change.old.not_valid_after_utc
     if change.state.stage == "active" and hangs and not (force or has_expired):
         raise ConfigError(

@@ -59,12 +59,16 @@ class Transition:
     def issuing(self) -> x509.Certificate:
         return self.new if self.is_switched else self.old
 
-    @property
-    def besides(self) -> list[x509.Certificate]:
-        """What cacerts has beside the root that issues (RFC 7030 §4.1.3, R19)."""
+    def besides(self, root: x509.Certificate) -> list[x509.Certificate]:
+        """What cacerts has beside that root of the two (RFC 7030 §4.1.3, R19)."""
         if self.state.stage == "finished":
             return []
-        return [self.old if self.is_switched else self.new, self.old_with_new, self.new_with_old]
+        return [self.old if root == self.new else self.new, self.old_with_new, self.new_with_old]
+
+    def roots_of(self, held: list[x509.Certificate]) -> list[x509.Certificate]:
+        """What the CA's file, which holds these now, stands for: the roots that count, and whatever else it has."""
+        roots = [self.new] if self.state.stage == "finished" else [self.old, self.new]
+        return [*roots, *(one for one in held if one not in (self.old, self.new))]
 
     @property
     def key_id(self) -> bytes:

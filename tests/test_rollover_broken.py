@@ -16,7 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import config, material, reload_report, transition
 from tests import make, servers, tokens
@@ -324,6 +326,59 @@ def test_R19_cas_of_one_certificate_change_together(folder: Path) -> None:
     assert "would both have their rollover in" in rollover(server, "prepare", "--ca", "root", status=1)
 
 
+def sign_issuing(server: Server, root: x509.Certificate, key_id: str) -> None:
+    """The certificate of [ca.issuing], whose key is made at first, signed by that key of the token."""
+    script = (
+        "import sys; from pathlib import Path; from datetime import timedelta\n"
+        "from cryptography import x509; from cryptography.hazmat.primitives import hashes, serialization\n"
+        "from estd import config, rollover; from hsm import keys\n"
+        "file = Path(sys.argv[1]); token = rollover._token(config.load(file))\n"
+        "if not keys.remove_half(token, b'\\2'): keys.generate(token, kind='ec-p256', key_id=b'\\2', label='issuing')\n"
+        "root = x509.load_pem_x509_certificate(sys.stdin.buffer.read())\n"
+        "builder = x509.CertificateBuilder(root.subject, x509.Name.from_rfc4514_string('CN=issuing'),\n"
+        "    keys.signer(token, b'\\2').public_key(), 7, root.not_valid_before_utc, root.not_valid_after_utc)\n"
+        "builder = builder.add_extension(x509.BasicConstraints(True, 0), critical=True)\n"
+        "made = builder.sign(keys.signer(token, bytes.fromhex(sys.argv[2])), hashes.SHA256())\n"
+        "(file.parent / 'issuing.pem').write_bytes(made.public_bytes(serialization.Encoding.PEM))\n"
+    )
+    command = [sys.executable, "-c", script, str(server.config), key_id]
+    subprocess.run(command, check=True, input=root.public_bytes(Encoding.PEM), capture_output=True)
+
+
+@pytest.mark.parametrize("chain", ["ca.pem", "copy.pem"])
+def test_R19_an_issuing_CA_under_the_root_that_changes(folder: Path, chain: str) -> None:
+    """Another CA of the configuration under that root, by the root's own file or a copy: its cacerts joins the two
+    roots as well, and finish, forced or not, changes nothing while it is under the old one."""
+    server = servers.init(folder / "instance")
+    old = server.ca
+    sign_issuing(server, old, "01")
+    (server.folder / "copy.pem").write_bytes(old.public_bytes(Encoding.PEM))
+    table = f'\n[ca.issuing]\ncertificate = "issuing.pem"\nchain = "{chain}"\nkey_id = "02"\n'
+    server.config.write_text(server.config.read_text() + table)
+
+    def cacerts() -> list[x509.Certificate]:
+        own, *above = material.load(config.load(server.config)).cas["issuing"].chain
+        assert own.subject == make.name("issuing")
+        return above
+
+    assert cacerts() == [old]
+    for step in ("prepare", "activate"):
+        assert rollover(server, step, "--ca", "root")["cas_under_old"] == ["issuing"]
+        change = change_of(server)
+        assert cacerts() == [old, change.new, change.old_with_new, change.new_with_old]
+    before = {path: path.read_bytes() for path in server.folder.rglob("*.pem")}
+    for options in ([], ["--force"]):
+        assert "ca.issuing is under the old root" in rollover(server, "finish", "--ca", "root", *options, status=1)
+    assert {path: path.read_bytes() for path in server.folder.rglob("*.pem")} == before
+    assert change_of(server).state.stage == "active"
+    sign_issuing(server, change.new, change.state.new_key_id)
+    server.config.write_text(server.config.read_text().replace("copy.pem", "ca.pem"))
+    assert cacerts() == [change.new, old, change.old_with_new, change.new_with_old]
+    assert rollover(server, "finish", "--ca", "root")["stage"] == "none"
+    assert cacerts() == [change.new]
+    estd("check", server.config)
+
+
 _UNASKED = """
 import os, signal, sys
 from estd import reload_report
@@ -359,7 +414,8 @@ def test_R19_status_says_what_the_server_does_not_serve_yet(folder: Path) -> Non
             estd("check", server.config)
             rollover(server, step)
             assert rollover(server, "status")["served"] is True
-            files = material.load_ca(config.load(server.config).cas["root"])
+            found = config.load(server.config)
+            files = material.load_ca(found.cas["root"], material.read_changes(found))
             assert reported(server) == (set(files.fingerprints()), identifier(files.certificate))
         assert rollover(server, "status")["served"] is True
     assert rollover(server, "status")["served"] is None
@@ -449,9 +505,9 @@ def test_R48_R50_no_validity_reaches_beyond_its_root(folder: Path) -> None:
         assert late.not_valid_after_utc - datetime.now(UTC) > timedelta(days=80)
         assert roots.new.not_valid_before_utc <= late.not_valid_before_utc
         assert late.not_valid_after_utc <= roots.new.not_valid_after_utc
-    ca = config.load(server.config).cas["root"]
+    found = config.load(server.config)
     after = old.not_valid_after_utc + timedelta(seconds=1)
-    assert material.load_ca(ca, after).certificate == roots.new
+    assert material.load_ca(found.cas["root"], material.read_changes(found), after).certificate == roots.new
 
 
 def ending_soon(server: Server, left: timedelta) -> None:
