@@ -324,9 +324,10 @@ def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> li
                 "could not verify them; wait until they are renewed, or say --force"
             ]
         )
-    folder = transition.folder_of(ca.certificate)
-    transition.write_state(folder, replace(change.state, stage="finished"))
-    durable.write(ca.certificate, change.new.public_bytes(Encoding.PEM), mode=0o644)
+    finished = replace(change, state=replace(change.state, stage="finished"))
+    transition.write_state(folder, finished.state)
+    kept = finished.roots_of(certificates(ca.certificate))
+    durable.write(ca.certificate, b"".join(one.public_bytes(Encoding.PEM) for one in kept), mode=0o644)
     same = [one.name for one in config.cas.values() if one.certificate == ca.certificate]
     return [name for name in same if not set_key_id(file, name, change.state.old_key_id, change.state.new_key_id)]
 
@@ -334,10 +335,9 @@ def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> li
 def is_finished(ca: Ca) -> bool:
     """The last rollover came to its end: what remains is to say so."""
     folder = transition.folder_of(ca.certificate)
-    aside = sorted(folder.parent.glob(f"{folder.name}-*"))
-    if folder.exists() or not aside:
-        return False
-    return (aside[-1] / "new.pem").read_bytes() == ca.certificate.read_bytes()
+    own = certificates(ca.certificate)[0]
+    aside = folder.parent.glob(f"{folder.name}-*/new.pem")  # one that was given up has none there, or another
+    return not folder.exists() and any(certificates(path)[0] == own for path in aside)
 
 
 def archive(ca: Ca) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estd import material
 from estd.client import pem_of
 from tests import make, servers
 from tests.clients import judge
@@ -145,8 +146,11 @@ def test_R19_curl_and_openssl_in_a_rollover(site: Site, folder: Path) -> None:
 
 
 def test_R19_a_label_whose_anchors_are_the_cas_own_file(folder: Path) -> None:
-    """R19: who = "certificate" with anchors = "ca.pem": devices under either root renew through the whole change."""
+    """R19: who = "certificate" with anchors = "ca.pem": devices under either root renew through the whole change, and
+    those of a manufacturer whose root is in that file too enroll, afterwards as well."""
     made = instance(folder / "instance")
+    with (made.folder / "ca.pem").open("ab") as file:
+        file.write(made.manufacturer.pem)
     change(
         made, "[label.default]\n",
         '[label.own]\nca = "root"\n[[label.own.allow]]\nwho = "certificate"\nanchors = "ca.pem"\nprofile = "idevid"\n\n'
@@ -155,14 +159,16 @@ def test_R19_a_label_whose_anchors_are_the_cas_own_file(folder: Path) -> None:
     with servers.running(made):
         devices = [Device(made, folder, "early", [made.ca])]
         devices[0].enroll()
-        for step in ("prepare", "activate"):
-            rollover(made, step)
+        for step, options in (("prepare", []), ("activate", []), ("finish", ["--force"])):
+            rollover(made, step, *options)
             devices.append(Device(made, folder, step, [made.ca]))
             devices[-1].enroll()
-            for device in devices:
-                assert device.files is not None
-                with made.client(cert=device.files, label="own") as client:
+            under = devices if step != "finish" else devices[-1:]
+            for files in [made.idevid_files, *(device.files for device in under)]:
+                with made.client(cert=files, label="own") as client:
                     assert client.enroll(lambda _: make.csr()).issuer == made.ca.subject
+    held = material.certificates(made.folder / "ca.pem")
+    assert held[1:] == [made.manufacturer.certificate]
 
 
 def test_R19_requests_of_every_kind_go_on_over_the_change(folder: Path) -> None:
