@@ -94,8 +94,9 @@ def try_key(key: Any) -> None:
 
 
 def sign_server_again(path: Path, change: Transition, token: Token) -> None:
-    """The TLS certificate in the file, where the old key signed it: by the new one, and sent with NewWithOld."""
-    leaf = certificates(path)[0]
+    """The TLS certificate in the file, where the old key signed it: by the new one, and sent with NewWithOld, and with
+    what joined the old root to those before it, so that a device that slept through two changes trusts the server."""
+    leaf, *sent = certificates(path)
     if not is_signed_by(leaf, change.old):
         return  # somebody else's, or signed anew already
     key: Any = keys.signer(token, bytes.fromhex(change.state.new_key_id))
@@ -112,5 +113,6 @@ def sign_server_again(path: Path, change: Transition, token: Token) -> None:
             value = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_identifier(change.new))
         builder = builder.add_extension(value, one.critical)
     made = builder.sign(key, _hash(key))
-    pem = b"".join(one.public_bytes(Encoding.PEM) for one in (made, change.new_with_old))
+    joins = [one for one in sent if one.not_valid_after_utc > now and not is_signed_by(one, one)]
+    pem = b"".join(one.public_bytes(Encoding.PEM) for one in (made, change.new_with_old, *joins))
     durable.write(path, pem, mode=0o644)

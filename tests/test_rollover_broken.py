@@ -24,7 +24,7 @@ from estd import config, material, reload_report, transition
 from tests import make, servers, tokens
 from tests.servers import Server, wait_for
 from tests.test_reload import estd, reload
-from tests.test_rollover import authority, change_of, died, identifier, rollover
+from tests.test_rollover import Device, authority, change_of, died, identifier, rollover, verified
 from tests.test_supervisor import ending, enrol, instance, log_text
 
 _STOPPING = """
@@ -471,19 +471,26 @@ def test_D22_a_reload_while_the_server_starts(folder: Path) -> None:
 
 
 def test_R48_one_rollover_after_the_other(folder: Path) -> None:
-    """The new root is an old one some day: a second change works as the first, and both are kept aside."""
+    """The new root is an old one some day: a second change works as the first, and both are kept aside. A device that
+    slept through both, and knows the first root alone, trusts the server and renews."""
     server = servers.init(folder / "instance")
+    sleeper = Device(server, folder, "sleeper", [server.ca])
+    with servers.running(server):
+        sleeper.enroll()
     keys = []
     for _ in range(2):
         rollover(server, "prepare", "--years", str(30 + len(keys)))
         keys.append(rollover(server, "activate")["new"]["key_id"])
-        assert rollover(server, "finish")["root"]["key_id"] == keys[-1]
+        assert rollover(server, "finish", "--force")["root"]["key_id"] == keys[-1]
         for path in list(server.folder.glob("ca.rollover-*")):  # so that the two have not one name
             if not path.name.endswith("-kept"):
                 path.rename(path.with_name(f"ca.rollover-0{len(keys)}-kept"))
     pairs(server, *keys)
+    leaf, *joins = material.certificates(server.folder / "server.pem")
+    assert len(joins) == 2
+    assert all(verified(folder, leaf, [root], joins) for root in [*sleeper.anchors, server.ca])
     with servers.running(server):
-        assert authority(enrol(server)) == identifier(server.ca)
+        assert authority(sleeper.enroll()) == identifier(server.ca)
 
 
 def test_R48_R50_no_validity_reaches_beyond_its_root(folder: Path) -> None:
