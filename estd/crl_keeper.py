@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
+from pathlib import Path
 from typing import Protocol
 
 from estd import crl_file, metrics
@@ -50,6 +51,7 @@ class _Made:
 
     def __init__(self, signer: CrlSigner, crls: Crls) -> None:
         self.name = signer.name
+        self.ca_name = signer.ca_name
         self.plan: CrlPlan = signer.plan
         self.ca: CaCertificate = signer.ca
         self.template = ListTemplate(signer.ca)
@@ -76,15 +78,14 @@ class _Made:
             self.last_id = one.id
             self.pending_since = self.pending_since or tick
 
-    def find_published(self) -> None:
-        """Whether the file holds the CRL that the ledger knows as the last one."""
-        try:
-            number = crl_file.read(self.plan.file, self.ca).number
-        except (OSError, ValueError):
-            return
-        self.is_published = number == self.record.number
-        if number > self.record.number:  # the ledger is of a back-up: go on from what the world has seen
-            self.record = self.record._replace(number=number)
+    def find_published(self, keys: Sequence[_Made]) -> None:
+        """Whether the file holds the CRL that the ledger knows as the last one. Where not, the ledger may be of a
+        back-up, and the file of before the CA's other key issued: go on from what the world has seen of any of its
+        `keys`."""
+        self.is_published = 0 < _number(self.plan.file, self.ca) == self.record.number
+        if not self.is_published:
+            seen = (_number(place.plan.file, key.ca) for place in keys for key in keys)
+            self.record = self.record._replace(number=max(self.record.number, *seen))
 
     def is_scheduled(self, now: float) -> bool:
         return not self.is_published or now >= self.record.scheduled_at + self.plan.renew_seconds
@@ -105,6 +106,14 @@ class _Made:
         if not all(kept):
             self.entries = list(compress(self.entries, kept))
             self.ends = array("q", compress(self.ends, kept))
+
+
+def _number(path: Path, ca: CaCertificate) -> int:
+    """Of the CRL in the file; 0 where there is none of this key."""
+    try:
+        return crl_file.read(path, ca).number
+    except (OSError, ValueError):
+        return 0
 
 
 class CrlKeeper:
@@ -129,7 +138,7 @@ class CrlKeeper:
         self._ticks = ticks
         self._made = [_Made(one, ledger.crls) for one in crls]
         for one in self._made:
-            one.find_published()
+            one.find_published([other for other in self._made if other.ca_name == one.ca_name])
         self._seen = 0
         self._caught_up = False
         self._making: Iterator[None] | None = None

@@ -100,6 +100,8 @@ class World:
 
     folder: Path
     kinds: tuple[str, ...] = ("ec-p256",)
+    keys: dict[str, str] = field(default_factory=dict)
+    """In a change of a CA's key: whose CRL another kind of key signs."""
     now: float = float(NOW)
     trouble: list[TokenError] = field(default_factory=list)
     signed: int = 0
@@ -123,7 +125,10 @@ class World:
         """As an issuer that was made anew."""
         self.keeper = CrlKeeper(
             crls=[
-                CrlSigner(name=kind, ca_name=kind, ca=ca(kind), key_id=b"\1", plan=self.plan(kind))
+                CrlSigner(
+                    name=kind, ca_name=kind.partition(" ")[0], ca=ca(self.keys.get(kind, kind)), key_id=b"\1",
+                    plan=self.plan(kind),
+                )
                 for kind in self.kinds
             ],
             ledger=self.writer, signer=self, slot=self.slot, report=lambda _, **said: self.told.append(said),
@@ -135,7 +140,7 @@ class World:
         if self.trouble:
             return [self.trouble.pop(0)]
         self.signed += len(jobs)
-        return [sign(job.key, job.data) for job in jobs]
+        return [sign(self.keys.get(job.key, job.key), job.data) for job in jobs]
 
     def settle(self, after: float = 0.0) -> None:
         """Let the time pass, then whatever is to be done be done."""
@@ -158,7 +163,7 @@ class World:
 
     def crl(self, kind: str = "ec-p256") -> x509.CertificateRevocationList:
         """What is published, which must be signed by its CA."""
-        crl_file.read(self.plan(kind).file, ca(kind))
+        crl_file.read(self.plan(kind).file, ca(self.keys.get(kind, kind)))
         return x509.load_der_x509_crl(self.plan(kind).file.read_bytes())
 
     def number(self, kind: str = "ec-p256") -> int:
@@ -235,6 +240,24 @@ def test_R45_numbers_grow_over_restarts_and_losses(world: World) -> None:
     world.start()
     world.settle()
     assert world.number() == 5
+
+
+def test_R45_R19_numbers_grow_over_a_lost_ledger_and_a_change_of_keys(world: World) -> None:
+    """R45, R19: a ledger that was restored from a back-up, and a new key since then: neither key goes back behind what
+    the CA has published, whichever file has it."""
+    for _ in range(6):
+        world.settle(DAY)
+    backup = world.writer.crls.last("ec-p256")
+    assert backup is not None
+    assert backup.number == 6
+    world.writer.store_crl(backup._replace(number=2))
+    world.kinds, world.keys = ("ec-p256", "ec-p256 01"), {"ec-p256": "ec-p384", "ec-p256 01": "ec-p256"}
+    world.start()
+    world.settle()
+    assert (world.number("ec-p256"), world.number("ec-p256 01")) == (7, 7)
+    world.start()
+    world.settle()
+    assert (world.number("ec-p256"), world.number("ec-p256 01")) == (7, 7), "both are published: nothing is to be made"
 
 
 def test_R45_what_was_revoked_while_nobody_served_is_listed(world: World) -> None:
