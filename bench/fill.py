@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from bench.csrs import new_key
 from bench.progress import ProgressLine
-from estd import material, names
+from estd import material, names, owner
 from estd.batch import BATCH_MAX
 from estd.config import Config, load
 from estd.errors import ConfigError
@@ -111,7 +111,7 @@ def _issue(config: Config) -> Mould:
         spki_der=key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
         key_bits=key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint),
     )
-    config.run.mkdir(mode=0o700, exist_ok=True)  # for the token's lock
+    owner.run_folder(config)  # for the token's lock
     (signature,) = open_signer(config, found).sign_many([Job(label.ca, prepared.tbs)])
     if isinstance(signature, TokenError):
         raise signature

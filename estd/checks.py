@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from OpenSSL import SSL
 
-from estd import credential_files, material, tls
+from estd import credential_files, material, owner, tls
 from estd.config import Config, parse
 from estd.errors import ConfigError, EstError
 from estd.issuer import open_signer
@@ -19,7 +19,8 @@ from hsm.session import Job
 
 
 def check(path: Path) -> list[str]:
-    """One sentence for each problem; nothing is changed (the run folder is made, for the token's lock)."""
+    """One sentence for each problem; nothing is changed (the run folder is made, for the token's lock, unless this is
+    not the server's user)."""
     try:
         config = parse(path.read_text(encoding="utf-8"), path.resolve().parent)
     except ConfigError as error:
@@ -102,10 +103,10 @@ def _secret_files(config: Config) -> list[str]:
 
 
 def _token(config: Config, found: material.Material) -> list[str]:
-    config.run.mkdir(mode=0o700, exist_ok=True)
     kept = dict(os.environ)
     problems: list[str] = []
     try:
+        owner.run_folder(config)
         pool = open_signer(config, found)
         for name in config.cas:
             (result,) = pool.sign_many([Job(name, b"estd check: not a certificate")])

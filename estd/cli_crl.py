@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from estd import crl_file, material
+from estd import crl_file, material, owner
 from estd.command import config_option, json_option, plainly, writer
 from estd.config import Config, load
 from estd.crl_keeper import CrlKeeper
@@ -87,7 +87,7 @@ def _make_here(config: Config, crls: list[CrlSigner], ledger: Writer) -> None:
     from estd.issuer import crls_of, open_signer
 
     found = material.load(config)
-    config.run.mkdir(mode=0o700, exist_ok=True)
+    owner.run_folder(config)
     signer = open_signer(config, found)
     signed = [one for one in crls_of(found, signer) if one.name in {asked.name for asked in crls}]
     keeper = CrlKeeper(

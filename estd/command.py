@@ -10,6 +10,7 @@ from typing import ParamSpec
 
 import click
 
+from estd import owner
 from estd.config import Config
 from estd.errors import ClientError, ConfigError
 from estd.ledger import LedgerError, Writer
@@ -58,7 +59,9 @@ def _check_text(name: str, value: object) -> None:
 
 
 def writer(config: Config) -> Writer | RemoteWriter:
-    """The ledger's writer: the one that runs, or with none, this process."""
+    """The ledger's writer: the one that runs, or with none, this process. Raises ConfigError where this is not the
+    server's user."""
+    owner.check(config)
     try:
         return Writer(config.ledger)
     except LedgerError:

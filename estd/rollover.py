@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import durable, key_update, transition
+from estd import durable, key_update, owner, transition
 from estd.config import Ca, Config, load
 from estd.errors import ConfigError
 from estd.key_update import key_identifier
@@ -54,9 +54,7 @@ class Plan:
 @contextmanager
 def alone(file: Path) -> Iterator[Config]:
     """The configuration, with no other command of a rollover at work on its instance. Raises ConfigError."""
-    run = load(file).run
-    run.mkdir(mode=0o700, exist_ok=True)
-    turn = Exclusive(run / "rollover.lock")
+    turn = Exclusive(owner.run_folder(load(file)) / "rollover.lock")
     if not turn.take():
         raise ConfigError(
             ["another estd ca rollover is at work on this instance; once it is through, see estd ca rollover status"]
@@ -74,9 +72,6 @@ def choose(config: Config, name: str | None) -> Ca:
     ca = config.cas.get(name) if name is not None else next(iter(config.cas.values()))
     if ca is None:
         raise ConfigError([f"there is no [ca.{name}]; there are {', '.join(config.cas)}"])
-    owner = config.ledger.stat().st_uid
-    if owner != os.geteuid():
-        raise ConfigError([f"run this as the server's user (uid {owner}), or it could not read what is written here"])
     _check_root(ca)
     folder = transition.folder_of(ca.certificate)
     for other in config.cas.values():
@@ -201,10 +196,9 @@ def _kind(key: object) -> keys.KeyKind:
 def _token(config: Config) -> Token:
     for name, value in config.token.environment:
         os.environ[name] = value
-    config.run.mkdir(mode=0o700, exist_ok=True)
     return Token.open(
         module=config.token.module, label=config.token.label, pin=read_pin(config), rw=True,
-        startup_lock=config.run / "token.lock",
+        startup_lock=owner.run_folder(config) / "token.lock",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from estd import generation, metrics
+from estd import generation, metrics, owner
 from estd.config import Config
 from estd.errors import EXIT_REFUSED, ConfigError
 from estd.generation import BANKS, Child, Generation, listen_unix
@@ -337,10 +337,10 @@ def _locked(descriptor: int, how: int) -> bool:
 
 def claim(config: Config) -> int:
     """Make the run folder and its pid file ours; returns the descriptor that holds the lock. Raises ConfigError where
-    another supervisor serves this instance."""
-    config.run.mkdir(mode=0o700, exist_ok=True)
-    config.run.chmod(0o700)
-    path = config.run / "estd.pid"
+    another supervisor serves this instance, or this is not the server's user."""
+    run = owner.run_folder(config)
+    run.chmod(0o700)
+    path = run / "estd.pid"
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     while _locked(descriptor, fcntl.LOCK_SH):  # nobody serves it; who asks `reload_report.serving` may have it too
         os.ftruncate(descriptor, 0)  # before it is ours: nobody may read the pid of one that was killed

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client", "config", "issuance", "keygen", "names", "proxy"),
     (
         "credential_files", "crl_file", "crl_list", "crl_signers", "csrattrs", "enrolling", "generation",
-        "given_names", "identify", "ledger", "renaming",
+        "given_names", "identify", "ledger", "owner", "renaming",
     ),
     ("crl_keeper", "device_file", "instance", "ledger_link", "registry", "superseding", "supervisor"),
     ("command", "exposition", "importing", "ledger_process", "policy", "requests_desk"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -186,6 +187,40 @@ class Corporate:
             "--pin-file", "t/pin", "--key-id", key_id, "--ca-cert", "issuing.pem", *options,
             cwd=self.folder, status=status, **self.environment,
         )  # fmt: skip
+
+
+_SOMEBODY_ELSE = "import os; os.geteuid = lambda: 54321; from estd.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check"],
+        ["serve"],
+        ["crl", "renew", "--config"],
+        ["ca", "rollover", "prepare", "--config"],
+        ["ca", "rollover", "finish", "--config"],
+        ["device", "add", "pump-1", "--label", "registry", "--config"],
+    ],
+    ids=" ".join,
+)
+def test_another_user_than_the_servers_changes_nothing(bare: Server, words: list[str]) -> None:
+    """Root, say: what it makes in an instance of somebody else's the server could not use. It hears whom to be."""
+    shutil.rmtree(bare.folder / "run", ignore_errors=True)
+
+    def written() -> dict[Path, bytes]:
+        # Without what SQLite, for root as well, makes in the name of the ledger's owner.
+        return {path: data for path, data in contents(bare.folder).items() if "sqlite3-" not in path.name}
+
+    before = written()
+    done = subprocess.run(
+        [sys.executable, "-c", _SOMEBODY_ELSE, *words, str(bare.config)], check=False, cwd=ROOT, timeout=60,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(r"the instance in \S+ is another user's \(uid \d+\), .*: sudo -u '\S+' estd ...\n", done.stderr)
+    assert written() == before
+    assert not (bare.folder / "run").exists()
 
 
 @pytest.fixture(scope="module")
