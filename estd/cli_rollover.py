@@ -72,7 +72,7 @@ def prepare_command(file: Path, name: str | None, as_json: bool, kind: Any, key_
     """Make the new key and root; cacerts then has both, and the certificates that join them. The old key issues."""
     from estd import rollover
 
-    plan = rollover.Plan(kind=kind, key_id=bytes.fromhex(key_id) if key_id else None, years=years)
+    plan = rollover.Plan(kind=kind, key_id=None if key_id is None else bytes.fromhex(key_id), years=years)
     with rollover.alone(file) as config:
         ca = rollover.choose(config, name)
         rollover.prepare(config, ca, plan)

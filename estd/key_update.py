@@ -21,18 +21,26 @@ from hsm import keys
 from hsm.token import Token
 
 _SERVER_DAYS = 825
+_NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _OWN = (x509.SubjectKeyIdentifier.oid, x509.AuthorityKeyIdentifier.oid)
 
 
 def life_ends(old: x509.Certificate, state: State) -> datetime:
-    """Until when the new root is valid: longer than the old (RFC 7030 §4.1.3 tells them apart by that)."""
+    """Until when the new root is valid: longer than the old (RFC 7030 §4.1.3 tells them apart by that), or as the old
+    one without an end (RFC 5280 §4.1.2.5)."""
     born = datetime.fromtimestamp(state.began, UTC)
     life = old.not_valid_after_utc - old.not_valid_before_utc
     if state.years is not None:
         life = timedelta(days=365 * state.years, seconds=-1)
-    if born + life <= old.not_valid_after_utc:
-        raise ConfigError(["the new root would not outlive the old one; give it more time with --years"])
-    return born + life
+    ends = born + min(life, _NO_END - born)
+    if ends <= old.not_valid_after_utc and ends != _NO_END:
+        raise ConfigError(
+            [
+                f"the new root would not outlive the old one, which ends at {old.not_valid_after_utc:%Y-%m-%d}; give "
+                "it more time with --years, or leave that out for as much as the old one had"
+            ]
+        )
+    return ends
 
 
 def make(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -121,11 +122,12 @@ def prepare(config: Config, ca: Ca, plan: Plan) -> Transition:
     if plan.key_id is not None:
         _check_given(token, old, plan.key_id)
     state = _begun(token, ca, plan) if state is None else _resumed(token, state, plan)
+    kind = None if state.is_given else _to_make(state, old)
     key_update.life_ends(old, state)
     durable.folder(folder)
     transition.write_state(folder, state)
-    if not state.is_given:
-        state = _make_key(token, folder, state, state.kind or _kind(old.public_key()), ca.name)
+    if kind is not None:
+        state = _make_key(token, folder, state, kind, ca.name)
         _check_kept(config, state)
     made = key_update.make(token, old, state)
     for name, certificate in zip(CERTIFICATES, made, strict=True):
@@ -153,7 +155,7 @@ def _resumed(token: Token, state: State, plan: Plan) -> State:
     return replace(state, kind=plan.kind or state.kind, years=plan.years if plan.years is not None else state.years)
 
 
-def _check_repeated(plan: Plan, state: State, new: object) -> None:
+def _check_repeated(plan: Plan, state: State, new: Any) -> None:
     """Raises ConfigError where something else is asked for than what was made."""
     other = []
     if plan.key_id is not None and plan.key_id.hex() != state.new_key_id:
@@ -174,6 +176,8 @@ def _check_repeated(plan: Plan, state: State, new: object) -> None:
 
 def _check_given(token: Token, old: x509.Certificate, key_id: bytes) -> None:
     """Raises ConfigError, before anything is written, where the key that is asked for is not a new one."""
+    if not key_id:
+        raise ConfigError(["--key-id names no key: give its CKA_ID, or leave the option out and one is made"])
     if keys.signer(token, key_id).public_key() == old.public_key():
         raise ConfigError([f"the key {key_id.hex()} is the old one; a rollover is to another key"])
 
@@ -186,11 +190,18 @@ def under_way(ca: Ca) -> Transition:
     return found
 
 
-def _kind(key: object) -> keys.KeyKind:
-    """The kind of a public key; of an RSA key of another size, the one that a new key has."""
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return "ec-p384" if key.key_size == 384 else "ec-p256"
-    return "rsa-3072"
+def _to_make(state: State, old: x509.Certificate) -> keys.KeyKind:
+    """The kind that was asked for, or the old key's. Raises ConfigError where estd makes none of that."""
+    wanted = state.kind or _kind(old.public_key())
+    for kind in get_args(keys.KeyKind):
+        if kind == wanted:
+            return kind  # type: ignore[no-any-return]
+    raise ConfigError([f"the old key is {wanted}, of which estd makes none; say another kind with --key, or --key-id"])
+
+
+def _kind(key: Any) -> str:
+    """The kind of a CA's public key, which estd may make or not."""
+    return f"{'ec-p' if isinstance(key, ec.EllipticCurvePublicKey) else 'rsa-'}{key.key_size}"
 
 
 def _token(config: Config) -> Token:

@@ -11,20 +11,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import rollover_toml, transition
+from estd import key_update, rollover_toml, transition
 from estd.client import Access, EstClient, pem_of
-from estd.errors import Refused
+from estd.errors import ConfigError, Refused
 from tests import make, servers, tokens
 from tests.conftest import program
 from tests.servers import Server, wait_for
+from tests.test_issuance import ca
 from tests.test_reload import estd, retired
 from tests.test_supervisor import instance, log_text, replaced
 
@@ -406,14 +408,56 @@ def test_an_intermediate_is_told_what_to_do(bare: Server, folder: Path) -> None:
         (["--ca", "nobody"], "there is no [ca.nobody]; there are root"),
         (["--years", "1"], "would not outlive"),
         (["--key-id", "zz"], "non-hexadecimal"),
+        (["--key-id", ""], "names no key"),
     ],
 )
 def test_what_cannot_be_prepared_is_a_sentence(bare: Server, options: list[str], told: str) -> None:
     """A wrong option changes nothing and says why."""
     assert told in rollover(bare, "prepare", *options, status=1)
     assert rollover(bare, "status")["stage"] == "none"
+    (bare.folder / "ca.rollover-given-up").mkdir(exist_ok=True)
     assert "begin with" in rollover(bare, "activate", status=1)
     assert "begin with" in rollover(bare, "finish", status=1)
+
+
+def test_a_kind_of_key_that_estd_does_not_make_is_asked_for(bare: Server) -> None:
+    """A root of such a key is followed by another kind only where somebody says so."""
+    own_key: Any = rsa.generate_private_key(65537, 2048)
+    kept = (bare.folder / "ca.pem").read_bytes()
+    try:
+        (bare.folder / "ca.pem").write_bytes(make.certificate(ca=True, own_key=own_key).pem)
+        said = rollover(bare, "prepare", status=1)
+    finally:
+        (bare.folder / "ca.pem").write_bytes(kept)
+    assert "the old key is rsa-2048, of which estd makes none" in said
+    assert not (bare.folder / "ca.rollover").exists()
+
+
+NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("old_ends", "years", "ends"),
+    [
+        (datetime(2100, 1, 1, tzinfo=UTC), None, datetime(2150, 1, 1, tzinfo=UTC)),
+        (datetime(2100, 1, 1, tzinfo=UTC), 100, datetime(2119, 12, 7, 23, 59, 59, tzinfo=UTC)),
+        (datetime(2100, 1, 1, tzinfo=UTC), 30, None),
+        (datetime(9990, 1, 1, tzinfo=UTC), None, NO_END),
+        (NO_END, None, NO_END),
+        (NO_END, 100, None),
+    ],
+)
+def test_R48_how_long_a_new_root_lives(old_ends: datetime, years: int | None, ends: datetime | None) -> None:
+    """As long as the old one, from 1970 on, or so many years of 365 days, and longer than it; a root without an end
+    (99991231235959Z, RFC 5280 §4.1.2.5) is followed by one without."""
+    old = ca(ends=int(old_ends.timestamp())).certificate
+    began = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp())
+    state = transition.State(stage="preparing", old_key_id="01", new_key_id="02", began=began, years=years)
+    if ends is None:
+        with pytest.raises(ConfigError, match="would not outlive the old one"):
+            key_update.life_ends(old, state)
+    else:
+        assert key_update.life_ends(old, state) == ends
 
 
 def test_a_key_that_is_in_the_token_already(folder: Path) -> None:
