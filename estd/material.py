@@ -181,9 +181,9 @@ def read(config: Config) -> tuple[Material, list[str]]:
             return None
 
     changes = dict(
-        read
+        one
         for name, ca in config.cas.items()
-        if (read := attempt(f"ca.{name}", partial(_change, ca.certificate))) is not None
+        if (one := attempt(f"ca.{name}", partial(_change, ca.certificate))) is not None
     )
     cas = {
         name: found

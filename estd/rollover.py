@@ -299,10 +299,15 @@ def _authority(certificate_der: bytes) -> bytes | None:
 
 
 def below(config: Config, ca: Ca, change: Transition) -> list[str]:
-    """The other CAs of the configuration whose chain ends at the old root. Raises OSError or ValueError."""
-    changes = read_changes(config)
-    others = [one for one in config.cas.values() if one.certificate != ca.certificate]
-    return [one.name for one in others if path_of(one, changes)[-1] == change.old]
+    """The other CAs of the configuration whose chain ends at the old root. Raises ConfigError where one has none."""
+    changes, found = read_changes(config), []
+    for one in config.cas.values():
+        try:
+            if one.certificate != ca.certificate and path_of(one, changes)[-1] == change.old:
+                found.append(one.name)
+        except (OSError, ValueError) as error:
+            raise ConfigError([f"ca.{one.name}: {error}"]) from None
+    return found
 
 
 def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> list[str]:

@@ -371,6 +371,8 @@ def test_R19_an_issuing_CA_under_the_root_that_changes(folder: Path, chain: str)
         assert "ca.issuing is under the old root" in rollover(server, "finish", "--ca", "root", *options, status=1)
     assert {path: path.read_bytes() for path in server.folder.rglob("*.pem")} == before
     assert change_of(server).state.stage == "active"
+    (server.folder / "issuing.pem").rename(folder / "away")
+    assert "ca.issuing: " in rollover(server, "finish", "--ca", "root", "--force", status=1)
     sign_issuing(server, change.new, change.state.new_key_id)
     server.config.write_text(server.config.read_text().replace("copy.pem", "ca.pem"))
     assert cacerts() == [change.new, old, change.old_with_new, change.new_with_old]
