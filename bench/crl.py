@@ -1,7 +1,8 @@
 """What a CRL costs the issuer that makes it between its batches: `python -m bench.crl --revocations 100000`.
 
 An instance of its own is made, filled and revoked; then the steps are run as an issuer runs them, and each is timed:
-an enrolment that arrives waits for one step at most.
+an enrolment that arrives waits for one step at most. So is the reading of the file, by an issuer that starts and by an
+edge.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import click
 
 from bench.fill import fill
-from estd import instance, material
+from estd import crl_file, instance, material, wire
 from estd.config import Config, load
 from estd.crl_keeper import CrlKeeper
 from estd.issuer import open_signer
@@ -39,6 +40,10 @@ class Report:
     """From a start with an empty memory to the first CRL."""
     next: Cost
     """From one more revocation to the CRL that lists it."""
+    read_ms: float
+    """CPU, once at an issuer's start: the file read and its signature verified."""
+    wrap_ms: float
+    """CPU, in an edge's thread once for each new CRL after it has read it: the answer of /crls."""
     crl_bytes: int
 
 
@@ -73,9 +78,15 @@ def _measure(config: Config, revocations: int) -> Report:
         keeper.step()  # sees it
         for one in keeper._made:
             one.pending_since -= plan.delay_seconds  # as if it had waited
-        return Report(
-            revocations=revocations, start=start, next=_steps(keeper), crl_bytes=plan.file.stat().st_size
-        )  # fmt: skip
+        after = _steps(keeper)
+    began = time.process_time()
+    published = crl_file.read(plan.file, found.crls[0].ca)
+    read = time.process_time()
+    wire.crls([published.der])
+    return Report(
+        revocations=revocations, start=start, next=after, read_ms=round((read - began) * 1000, 1),
+        wrap_ms=round((time.process_time() - read) * 1000, 1), crl_bytes=len(published.der),
+    )  # fmt: skip
 
 
 @click.command(context_settings={"show_default": True})
@@ -97,6 +108,7 @@ def main(revocations: int, json_output: bool) -> None:
         return
     for name, cost in (("from a start", report.start), ("after one more revocation", report.next)):
         click.echo(f"{name}: {cost.steps:,} steps, the longest {cost.longest_ms} ms, {cost.total_ms} ms in all")
+    click.echo(f"the file: read in {report.read_ms} ms of CPU, wrapped for /crls in {report.wrap_ms}")
     click.echo(f"{report.revocations:,} revocations, {report.crl_bytes:,} bytes")
 
 

@@ -154,7 +154,7 @@ class Edge:
         if operation == WHEN:
             return await self._renewal_info(path.rpartition("/")[2], served, seen)
         if operation == "crls" and served.crl is not None:
-            return answer(served.crl.get(), wire.CRLS_ONLY_TYPE)
+            return answer(await served.crl.get(), wire.CRLS_ONLY_TYPE)
         body = served.told[operation]
         return nothing() if body is None else answer(body, _TOLD[operation])
 

@@ -26,6 +26,7 @@ PEM_TYPES = frozenset({"application/x-pem-file", "application/pem-certificate-re
 LINE_MAX = 1022
 """Characters that libest reads in one line of an answer; a longer one fails there."""
 WRAP = 64
+_LINE_BYTES = WRAP // 4 * 3
 
 _PEM = re.compile(
     rb"\s*-----BEGIN (NEW )?CERTIFICATE REQUEST-----\r?\n(?P<body>[A-Za-z0-9+/=\s]*)"
@@ -131,7 +132,7 @@ def _unasked(content: bytes, one_line: bool) -> bytes:
 
 def crls(crl_ders: Iterable[bytes]) -> bytes:
     """The body of /crls (RFC 8295 §4.2): a crls-only CMS SignedData around the CRLs, in the order of their octets (they
-    are a SET), wrapped, since they may be long."""
+    are a SET), wrapped, since they may be long; line by line, so that other threads get their turn."""
     signed = _BEFORE_CERTIFICATES + der.tlv(_CRLS, b"".join(crl_ders)) + _AFTER_CERTIFICATES
     message = der.tlv(der.SEQUENCE, _SIGNED_DATA + der.tlv(der.EXPLICIT_0, der.tlv(der.SEQUENCE, signed)))
-    return _wrap(binascii.b2a_base64(message, newline=False))
+    return b"".join(binascii.b2a_base64(message[at : at + _LINE_BYTES]) for at in range(0, len(message), _LINE_BYTES))

@@ -3,10 +3,12 @@ keeper's times are a clock of the test's."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -85,7 +87,8 @@ def test_R45_a_list_equals_the_builders(
         entries=[crl_list.entry(serial.to_bytes(20, "big"), when, reason) for serial, when, reason in listed],
     )  # fmt: skip
     assert tbs == other.tbs_certlist_bytes
-    assert template.complete(tbs, other.signature) == other.public_bytes(Encoding.DER)
+    assert template.complete(tbs, other.signature) == (crl_der := other.public_bytes(Encoding.DER))
+    assert crl_file._is_signed(crl_der, other.signature, authority)
 
 
 def test_the_issuer_is_read_from_a_certificate() -> None:
@@ -415,6 +418,11 @@ HOSTILE = {
     "cut short": lambda good: good[:-1],
     "another CA's": lambda good: _other(),
     "a signature with one bit changed": lambda good: good[:-1] + bytes([good[-1] ^ 1]),
+    "a signature algorithm but its own": lambda good: good.replace(b"\x04\x03\x02\x03", b"\x04\x03\x03\x03"),
+    "a signature algorithm of another than it says": lambda good: b"\x04\x03\x03\x03".join(
+        good.rsplit(b"\x04\x03\x02\x03", 1)
+    ),
+    "another number": lambda good: good.replace(b"\x04\x03\x02\x01\x01", b"\x04\x03\x02\x01\x02"),
     "a tag changed": lambda good: good.replace(b"\x02\x01\x01\x30", b"\x02\x01\x01\x31"),
 }
 
@@ -433,15 +441,52 @@ def test_R45_an_edge_believes_no_file_but_its_cas(world: World, case: str, monke
     world.settle()
     good = path.read_bytes()
     seen, fresh = crl_file.CrlBody([path], [ca()]), crl_file.CrlBody([path], [ca()])
-    body = seen.get()
-    assert body == wire.crls([good])
-    crl_file.write(path, HOSTILE[case](good))
-    assert seen.get() == body
-    with pytest.raises(Unavailable) as refused:
-        fresh.get()
-    assert refused.value.retry_after is not None
-    crl_file.write(path, good)
-    assert fresh.get() == body
+
+    async def act() -> None:
+        body = await seen.get()
+        assert body == wire.crls([good])
+        assert HOSTILE[case](good) != good
+        crl_file.write(path, HOSTILE[case](good))
+        assert await seen.get() == body
+        with pytest.raises(Unavailable) as refused:
+            await fresh.get()
+        assert refused.value.retry_after is not None
+        crl_file.write(path, good)
+        assert await fresh.get() == body
+
+    asyncio.run(act())
+
+
+def test_an_edge_reads_a_crl_beside_its_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a new CRL is read, the loop goes on: whoever asks gets the one before it, or waits where there was none; a
+    client that leaves meanwhile takes nothing from the others."""
+    monkeypatch.setattr(crl_file, "_LOOK_AGAIN_SECONDS", 0.0)
+    path = world.plan("ec-p256").file
+    world.settle()
+    old = path.read_bytes()
+    gate = threading.Event()
+    read = crl_file.read
+    monkeypatch.setattr(crl_file, "read", lambda path, ca: read(path, ca) if gate.wait(60) else None)
+    body = crl_file.CrlBody([path], [ca()])
+
+    async def act() -> None:
+        first = [asyncio.create_task(body.get()) for _ in range(3)]
+        await asyncio.sleep(0)  # each has begun, and this goes on
+        first.pop().cancel()
+        gate.set()
+        assert await asyncio.gather(*first) == [wire.crls([old])] * 2
+        gate.clear()
+        world.settle(2 * DAY)
+        monkeypatch.setattr(crl_file, "_LOOK_AGAIN_SECONDS", 3600.0)
+        asking = asyncio.create_task(body.get())
+        await asyncio.sleep(0)
+        assert await body.get() == wire.crls([old])
+        asking.cancel()
+        gate.set()
+        while await body.get() != wire.crls([path.read_bytes()]):  # noqa: ASYNC110 (a thread's turn)
+            await asyncio.sleep(0)
+
+    asyncio.run(act())
 
 
 @pytest.mark.parametrize(
