@@ -34,6 +34,7 @@ class Server:
     idle_seconds: int
     handshake_seconds: int
     body_seconds: int
+    """For a request's body to arrive, and for a client to take a piece of a long answer."""
     deadline_seconds: int
     """From the request's last byte to its answer; what is older is 503 and is not signed."""
     drain_seconds: int

@@ -44,7 +44,7 @@ from estd.errors import (
     retry_seconds,
 )
 from estd.frames import Request
-from estd.http import Answer, answer, head, json_answer, nothing, respond
+from estd.http import Answer, LongAnswer, answer, head, json_answer, nothing, respond
 from estd.issuer_link import IssuerLink
 from estd.labels import superseding
 from estd.logs import Log
@@ -154,9 +154,10 @@ class Edge:
         if operation == WHEN:
             return await self._renewal_info(path.rpartition("/")[2], served, seen)
         if operation == "crls" and served.crl is not None:
-            return answer(await served.crl.get(), wire.CRLS_ONLY_TYPE)
-        body = served.told[operation]
-        return nothing() if body is None else answer(body, _TOLD[operation])
+            body = await served.crl.get()
+            return LongAnswer(body, wire.CRLS_ONLY_TYPE, seconds=self._config.server.body_seconds)
+        told = served.told[operation]
+        return nothing() if told is None else answer(told, _TOLD[operation])
 
     async def _renewal_info(self, text: str, served: Served, seen: _Seen) -> web.StreamResponse:
         """When the certificate of that name had best be renewed, by an issuer, who has the ledger."""

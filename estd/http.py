@@ -12,18 +12,23 @@ import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from estd.errors import BadRequest, EstError, MethodNotAllowed, Reason, Unavailable
+from estd.errors import BadRequest, EstError, MethodNotAllowed, Reason, Unavailable, retry_seconds
 
 _REALM = 'Basic realm="estd", charset="UTF-8"'
 _SERVER = "estd"
 _DRAIN_STEP_SECONDS = 0.02
+_PIECE_BYTES = 16384
+"""What one TLS record holds; a client that does not read pins two of them."""
+_LONG_BYTES_MAX = 256 * 2**20
+"""Of long answers that are being sent: each keeps the body that it began with, which may be another by now."""
+_ASK_LATER_SECONDS = 60
 
 # aiohttp tells its logger of every malformed request; the edge's own line says it.
 _SILENT = logging.getLogger("estd.http")
@@ -55,10 +60,11 @@ def header_text(sentence: str) -> str:
 
 def answer(body: bytes, content_type: str) -> web.Response:
     """A 200 as every client takes it."""
-    return web.Response(
-        body=body,
-        headers={"Server": _SERVER, "Content-Type": content_type, "Content-Transfer-Encoding": "base64"},
-    )
+    return web.Response(body=body, headers=_base64(content_type))
+
+
+def _base64(content_type: str) -> dict[str, str]:
+    return {"Server": _SERVER, "Content-Type": content_type, "Content-Transfer-Encoding": "base64"}
 
 
 def json_answer(body: bytes, retry_after: int) -> web.Response:
@@ -93,6 +99,51 @@ class Answer(web.StreamResponse):
         end = b"\r\n\r\n" if self.keep_alive else b"\r\nConnection: close\r\n\r\n"
         date = _date(int(time.time()))
         await self._writer.write_eof(b"%b%d\r\nDate: %b%b%b" % (self._head, len(self._sent), date, end, self._sent))
+
+
+class LongAnswer(web.StreamResponse):
+    """What `answer` makes for a body of megabytes: sent piece by piece, no faster than its client takes it. The
+    connection of one that takes no piece within `seconds` is aborted."""
+
+    bytes_under_way: ClassVar[int] = 0
+
+    def __init__(self, body: bytes, content_type: str, *, seconds: float) -> None:
+        """A 503 where too much is being sent already."""
+        if LongAnswer.bytes_under_way >= _LONG_BYTES_MAX:
+            raise Unavailable(
+                Reason.OVERLOADED, "Many are fetching this already; ask again later.",
+                retry_after=retry_seconds(_ASK_LATER_SECONDS),
+            )  # fmt: skip
+        super().__init__(headers={**_base64(content_type), "Content-Length": str(len(body))})
+        self._sent = body
+        self._seconds = seconds
+        self._transport: asyncio.Transport | None = None
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self._transport = request.transport
+        if request.method == "HEAD":
+            self._sent = b""
+        return await super().prepare(request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        body = self._sent
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(_PIECE_BYTES)
+        LongAnswer.bytes_under_way += len(body)
+        try:
+            for at in range(0, len(body), _PIECE_BYTES):
+                async with asyncio.timeout(self._seconds):
+                    await self.write(body[at : at + _PIECE_BYTES])
+                    assert self._payload_writer is not None
+                    await self._payload_writer.drain()
+                await asyncio.sleep(0)  # however fast this client reads, others have their turn
+        except TimeoutError:
+            if self._transport is not None:
+                self._transport.abort()
+            raise ConnectionError("the client takes nothing") from None
+        finally:
+            LongAnswer.bytes_under_way -= len(body)
+        await super().write_eof()
 
 
 def head(content_type: str, more: str = "Content-Transfer-Encoding: base64") -> bytes:
