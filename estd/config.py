@@ -7,8 +7,10 @@ token: that is what `estd check` does with the result.
 
 from __future__ import annotations
 
+import os
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 from estd.crl_plan import CrlPlan, read_plan
@@ -178,7 +180,39 @@ def _cross_check(config: Config) -> list[str]:
                 for other in allow.labels
                 if other not in config.labels
             ]
-    return problems
+    return problems + _crl_files(config)
+
+
+def _crl_files(config: Config) -> list[str]:
+    """CRLs that would replace another file, as they are written now or in a rollover of this CA."""
+    written = {
+        ca.name: {*_files((ca.crl.of_key(ca.key_id), ca.crl.of_former_key(ca.key_id)))}
+        for ca in config.cas.values()
+        if ca.crl.on
+    }
+    certificates = [(ca.certificate, ca.chain) for ca in config.cas.values()]
+    environment = [Path(value) for _, value in config.token.environment]
+    parts = [getattr(config, one.name) for one in fields(config) if one.name != "cas"]
+    read = {*_files((certificates, environment, parts))}
+    return [
+        f"ca.{name}.crl_file: a CRL of ca.{name} would replace {path}, which another key of this configuration names: "
+        "give it a file of its own"
+        for name, own in written.items()
+        for path in sorted(own & read.union(*(files for other, files in written.items() if other != name)))
+    ]
+
+
+def _files(part: object) -> Iterator[Path]:
+    """Every file that this part of the configuration names."""
+    if isinstance(part, Path):
+        yield Path(os.path.normpath(part))
+    elif isinstance(part, dict):
+        yield from _files(tuple(part.values()))
+    elif isinstance(part, tuple | list):
+        for one in part:
+            yield from _files(one)
+    elif is_dataclass(part):
+        yield from _files([getattr(part, one.name) for one in fields(part)])
 
 
 def parse(text: str, folder: Path) -> Config:

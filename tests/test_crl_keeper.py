@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estd import crl_file, crl_list, crl_plan, ledger, ledger_crls, metrics, wire
+from estd.config import parse
 from estd.crl_keeper import CrlKeeper
 from estd.crl_plan import CrlPlan
 from estd.crl_signers import CrlSigner
@@ -34,7 +35,7 @@ from estd.ledger import MIGRATIONS, LedgerBroken, LedgerError, Reader, Writer
 from estd.ledger_crls import CrlRecord
 from hsm.errors import TokenError, TokenFatal, TokenTransient
 from hsm.session import Job
-from tests.test_config import problems, text
+from tests.test_config import FOLDER, problems, text
 from tests.test_issuance import DAY, NOW, ca, ca_key, issue
 from tests.test_ledger import row
 from tests.test_names import profile
@@ -508,6 +509,43 @@ def test_what_is_wrong_with_a_crls_keys_is_said(line: str, path: str) -> None:
     """Each key is of its kind and inside its bounds, or one problem names its path."""
     (told,) = problems(text("ca.root", line))
     assert told.startswith(f"{path}: ")
+
+
+_RULE = """[[label.default.allow]]
+who = "certificate"
+anchors = "m.pem"
+crls = ["m.crl"]
+profile = "device"
+"""
+_OTHER = '[ca.{0}]\ncertificate = "other.pem"\nkey_id = "02"\ncrl = true\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "cas"),
+    [
+        ("crl/root.crl", "", []),
+        ("ca.pem", "", ["root"]),
+        ("crl/../ca.pem", "", ["root"]),
+        ("pin", "", ["root"]),
+        ("ledger.sqlite3", "", ["root"]),
+        ("server.key", "", ["root"]),
+        ("hsm.conf", '[token.environment]\nSOFTHSM2_CONF = "hsm.conf"', ["root"]),
+        ("m.pem", _RULE, ["root"]),
+        ("m.crl", _RULE, ["root"]),
+        ("crl/b.crl", _OTHER.format("b"), ["root", "b"]),
+        ("crl/b.crl", _OTHER.format("b").replace("true", "false"), []),
+        ("crl/{key}.crl", _OTHER.format("01"), ["root", "01"]),
+        ("crl/{key}.crl", _OTHER.format("02"), []),
+        ("crl/b.crl", _OTHER.format("b-01"), ["root", "b-01"]),  # root's, once its key 01 has issued before
+    ],
+)  # fmt: skip
+def test_a_crl_replaces_no_other_file(file: str, more: str, cas: Sequence[str]) -> None:
+    """A crl_file, with the CKA_ID of a key that has issued before too, is no file that anything else names."""
+    toml = f"{text('ca.root', 'crl = true', f'crl_file = {json.dumps(file)}')}{more}\n"
+    told = [] if not cas else problems(toml)
+    assert [one.partition(": ")[0] for one in told] == [f"ca.{name}.crl_file" for name in cas]
+    if not cas:
+        parse(toml, FOLDER)
 
 
 def test_a_ca_that_may_not_sign_crls_is_refused() -> None:
