@@ -18,7 +18,7 @@ from pathlib import Path
 
 from estd import metrics
 from estd.config import Config
-from estd.starting import GO, issuer_socket
+from estd.starting import GO, issuer_socket, refused_pin
 
 BANKS = 2
 """Generations that may live at once: one that serves and one that comes or retires."""
@@ -76,6 +76,7 @@ class Generation:
 
     def close(self) -> None:
         """Take its sockets away and clear its gauges, once its processes are gone."""
+        refused_pin(self.config.run, self.number).unlink(missing_ok=True)
         for child in self.of("issuer"):
             child.listeners["requests"].close()
             with contextlib.suppress(FileNotFoundError):
@@ -92,6 +93,7 @@ def make(
     """The generation, with nobody started: issuers then edges, in the slots from `first_slot` of its bank of `slots`.
     `doors` are the edges' listening sockets, `ledger` the one on which the ledger's writer is asked."""
     made = Generation(number=number, config=config, toml=toml, children=[])
+    refused_pin(config.run, number).unlink(missing_ok=True)  # of a supervisor that is gone
     at = (number - 1) % BANKS * slots + first_slot
     for role, count in (("issuer", config.server.issuers), ("edge", config.server.edges)):
         for index in range(count):

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from estd import frames, metrics
@@ -34,7 +35,7 @@ from estd.material import Material, load, read_pin
 from estd.renewal_windows import TOGETHER_MAX, RenewalWindows
 from estd.repeats import Repeats
 from estd.sockets import Frame, FrameServer, Peer
-from estd.starting import Exclusive, Turn
+from estd.starting import Exclusive, Turn, refused_pin
 from estd.superseding import SIGHTINGS_MAX
 from hsm.errors import TokenError
 from hsm.pool import SessionPool
@@ -52,8 +53,9 @@ _PROBE = b"estd health probe: not a certificate, a CRL or anything else\0"
 """No DER begins so: what is signed here is of use to nobody."""
 
 
-def open_signer(config: Config, material: Material) -> SessionPool:
-    """The token's sessions with every CA's key. Raises a TokenError."""
+def open_signer(config: Config, material: Material, *, refused: Path | None = None) -> SessionPool:
+    """The token's sessions with every CA's key. Raises a TokenError. Those with one file `refused` try a wrong PIN once
+    among them."""
     for name, value in config.token.environment:
         os.environ[name] = value
     token = Token.open(
@@ -61,6 +63,7 @@ def open_signer(config: Config, material: Material) -> SessionPool:
         label=config.token.label,
         pin=read_pin(config),
         startup_lock=config.run / "token.lock",
+        refused=refused,
     )
     keys = {
         name: SigningKey(key_id=material.key_ids[name], public_key=material.cas[name].public_key) for name in config.cas
@@ -98,7 +101,7 @@ class IssuerProcess:
         self._service: WriterService | None = None
         self._writer: Writer | None = None
         material = load(config)
-        self._signer = open_signer(config, material)
+        self._signer = open_signer(config, material, refused=refused_pin(config.run, turn.generation))
         self._holds = any(label.approval.held != "off" for label in config.labels.values())
         self._probe_ca = next(iter(config.cas))
         self._sign_probe(list(config.cas))
@@ -351,7 +354,7 @@ def main(
     except Exception as error:
         log("issuer_start_failed", why=str(error))
         turn.failed(str(error))
-        return EXIT_REFUSED if isinstance(error, TokenError) and error.code.startswith("Pin") else EXIT_FATAL
+        return EXIT_REFUSED if isinstance(error, TokenError) and error.is_of_pin else EXIT_FATAL
     signal.signal(signal.SIGTERM, process.drain)
     log("issuer_ready", index=index, python=sys.version.split()[0])
     try:

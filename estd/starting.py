@@ -23,6 +23,12 @@ def issuer_socket(run: Path, index: int, generation: int) -> Path:
     return run / f"issuer-{index}.{generation}.sock"
 
 
+def refused_pin(run: Path, generation: int) -> Path:
+    """There once the token has refused the PIN to an issuer of that generation: the others, and those that replace
+    them, do not try it."""
+    return run / f"pin-refused.{generation}"
+
+
 @dataclass(slots=True, kw_only=True)
 class Turn:
     """What a process is told of its place among the generations."""

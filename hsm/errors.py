@@ -16,6 +16,11 @@ class TokenError(Exception):
         super().__init__(sentence)
         self.code = code
 
+    @property
+    def is_of_pin(self) -> bool:
+        """The PIN was refused: to try it again may lock the token."""
+        return self.code.startswith("Pin")
+
 
 class TokenFatal(TokenError):
     pass

@@ -119,11 +119,17 @@ class Token:
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, *, module: Path, label: str, pin: str, rw: bool = False, startup_lock: Path | None = None) -> Token:
-        """Load, initialise, log in. Raises a TokenError; a wrong PIN is tried once (tokens lock themselves)."""
+    def open(
+        cls, *, module: Path, label: str, pin: str, rw: bool = False, startup_lock: Path | None = None,
+        refused: Path | None = None,
+    ) -> Token:  # fmt: skip
+        """Load, initialise, log in. Raises a TokenError; a wrong PIN is tried once (tokens lock themselves): by all
+        that have the start-up lock in common once, where they have the file `refused` too, which is made then."""
         if not module.exists():
             raise TokenRefused("no_module", f"there is no PKCS#11 module {module}")
         with _alone(startup_lock):
+            if refused is not None and refused.exists():
+                raise TokenRefused("PinNotTried", "the token has refused the PIN already; it is not tried again")
             try:
                 library = _Module(str(module))
                 token = library.get_token(token_label=label)
@@ -138,7 +144,10 @@ class Token:
             except ckr.UserAlreadyLoggedIn:
                 login = token.open(rw=rw)
             except Exception as error:
-                raise classify(error, "logging in") from error
+                told = classify(error, "logging in")
+                if refused is not None and told.is_of_pin:
+                    refused.touch(mode=0o600)
+                raise told from error
         return cls(token, login)
 
     @classmethod

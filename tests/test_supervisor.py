@@ -31,6 +31,7 @@ from estd.errors import EXIT_FATAL, EXIT_REFUSED, ClientError, ConfigError, Refu
 from estd.supervisor import Child, Supervisor
 from tests import make, servers
 from tests.servers import Server, wait_for
+from tests.test_cli import estd
 from tests.test_config import text
 
 
@@ -367,14 +368,17 @@ def test_a_port_that_is_taken_is_a_sentence(server: Server, folder: Path, taken:
 
 
 def test_a_wrong_pin_is_asked_once(folder: Path) -> None:
-    """With a wrong PIN the service says that it is not ready and why, and its issuer is not started again: tokens lock
-    themselves."""
-    made = instance(folder / "instance")
-    (made.folder / "token" / "pin").write_text("not-the-pin\n")
+    """With a wrong PIN the service says that it is not ready and why, and no issuer is started again: tokens lock
+    themselves. However many issuers there are, a start and a reload try it once each; the right one is taken by a
+    reload."""
+    made = instance(folder / "instance", issuers=3)
+    pin = made.folder / "token" / "pin"
+    kept = pin.read_text()
+    pin.write_text("not-the-pin\n")
 
     def refused() -> bool:
         with suppress(OSError):
-            return bool(health(made)["issuer-0"]["refused"])
+            return all(one["refused"] for name, one in health(made).items() if name.startswith("issuer"))
         return False
 
     with launched(made):
@@ -384,11 +388,16 @@ def test_a_wrong_pin_is_asked_once(folder: Path) -> None:
         assert body.startswith("not ready")
         assert made.metric("estd_ready") == 0
         wait_for(lambda: json.loads(made.admin("/healthz")[1])["up_seconds"] >= 4, 60)  # the pause would be a second
+        lines = [line for line in made.log_lines() if "issuer" in f"{line.get('child')} {line['process']}"]
+        again = estd("reload", made.config, status=1)
+        pin.write_text(kept)
+        estd("reload", made.config)
+        wait_for(made.is_ready, 60, lambda: log_text(made))
         assert made.stop() == 0
-    lines = [line for line in made.log_lines() if "issuer" in line.get("child", "") or line["process"] == "issuer-0"]
-    lines.sort(key=lambda line: line["time"])  # each process writes its own
-    assert [line["event"] for line in lines] == ["child_started", "issuer_start_failed", "child_died"]
-    assert "PinIncorrect" in lines[1]["why"]
+    events = ["child_died", "child_started", "issuer_start_failed"]
+    assert sorted(line["event"] for line in lines) == sorted(events * 3)
+    for said in ("".join(line.get("why", "") for line in lines), again.err):
+        assert (said.count("PinIncorrect"), said.count("it is not tried again")) == (1, 2)
 
 
 class FakeProcess:
