@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -45,13 +45,9 @@ def _tls(config: Config) -> list[str]:
     server = config.server
     try:
         tls.server_context(server.tls_certificate, server.tls_key)
-        own = material.certificates(server.tls_certificate)[0]
-    except (SSL.Error, OSError, ValueError) as error:
+    except (SSL.Error, OSError) as error:
         return [f"server.tls_certificate, server.tls_key: they do not serve TLS together: {error}"]
-    left = own.not_valid_after_utc - datetime.now(UTC)
-    if left < timedelta(0):
-        return [f"server.tls_certificate: expired at {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"]
-    return []
+    return material.tls_problems(config)
 
 
 def _crls(found: material.Material) -> list[str]:

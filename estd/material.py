@@ -227,6 +227,15 @@ def read(config: Config) -> tuple[Material, list[str]]:
     ), problems
 
 
+def tls_problems(config: Config) -> list[str]:
+    """What is wrong with the server's own certificate by itself; its key is for edges to read."""
+    try:
+        ends = certificates(config.server.tls_certificate)[0].not_valid_after_utc
+    except (OSError, ValueError) as error:
+        return [f"server.tls_certificate: {error}"]
+    return [f"server.tls_certificate: expired at {ends:%Y-%m-%d %H:%M} UTC"] if ends < datetime.now(UTC) else []
+
+
 def load(config: Config) -> Material:
     """The material. Raises ConfigError with everything that is wrong."""
     material, problems = read(config)

@@ -46,7 +46,8 @@ async def reload(supervisor: Supervisor, path: Path, log: Log) -> None:
 async def _attempt(supervisor: Supervisor, path: Path) -> dict[str, list[str]]:
     """Commit the next generation, and say what it serves. Raises ConfigError, OSError, with what stands in the way."""
     toml, config, cas = await asyncio.to_thread(_read, path)
-    if wrong := [*_fixed(supervisor.current.config, config), *credential_files.problems(config)]:
+    files = [*material.tls_problems(config), *credential_files.problems(config)]
+    if wrong := [*_fixed(supervisor.current.config, config), *files]:
         raise ConfigError(wrong)
     made, problems = await supervisor.prepare(config, toml)
     if problems:

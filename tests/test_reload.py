@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +126,12 @@ def _wrong_tls_key(server: Server) -> None:
     (server.folder / "server.key").write_bytes(make.certificate().key_pem)
 
 
+def _expired_tls_certificate(server: Server) -> None:
+    path = server.folder / "server.pem"
+    own_key = servers.identity_of(path, server.folder / "server.key").key
+    path.write_bytes(make.certificate(own_key=own_key, starts=timedelta(days=-9), ends=timedelta(days=-1)).pem)
+
+
 def _wrong_pin(server: Server) -> None:
     (server.folder / "token" / "pin").write_text("not-the-pin\n")
 
@@ -149,6 +156,7 @@ def _is_in_the_log(server: Server, told: str) -> bool:
         (_no_anchors, "label.default.allow[1]"),
         (_wrong_ca, "issuer-0: the key 01 in the token is not the key in the certificate of 'root'"),
         (_wrong_tls_key, "edge-0: server.tls_certificate, server.tls_key"),
+        (_expired_tls_certificate, "server.tls_certificate: expired at"),
         (_wrong_pin, "issuer-0: logging in: the token answered PinIncorrect"),
         (_port, "server.listen: 127.0.0.1:1 needs a restart"),
         (_two_edges, "server.edges: 2 needs a restart; this server runs with 1"),
@@ -157,7 +165,7 @@ def _is_in_the_log(server: Server, told: str) -> bool:
 def test_D22_a_bad_configuration_keeps_the_old(single: Server, spoil: Any, told: str) -> None:
     """D22: whatever is wrong is said by the command and in the log, the exit status is 1, and the same processes go on
     serving."""
-    files = [single.config, *(single.folder / one for one in ("ca.pem", "server.key", "token/pin"))]
+    files = [single.config, *(single.folder / one for one in ("ca.pem", "server.pem", "server.key", "token/pin"))]
     kept = {path: path.read_bytes() for path in files}
     pids, refused = single.pids(), single.metric("estd_reloads_refused_total")
     try:
