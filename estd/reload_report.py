@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from estd.errors import ConfigError
+from estd.starting import generations
 
 _FILE = "reload.json"
 _STEP_SECONDS = 0.05
@@ -72,6 +73,15 @@ def ask(run: Path) -> Outcome:
             raise ConfigError(["the server ended while it was to reload; its log says why"])
         time.sleep(_STEP_SECONDS)
     raise ConfigError([f"the server has not reloaded within {_WAIT_SECONDS:.0f} seconds; its log says what it does"])
+
+
+def settle(run: Path) -> None:
+    """Wait until no generation but the one that serves issues any more. Raises ConfigError where that takes long."""
+    until = time.monotonic() + _WAIT_SECONDS
+    while serving(run) is not None and len(generations(run)) > 1:
+        if time.monotonic() >= until:
+            raise ConfigError(["the generation before the last reload still answers its connections; try again later"])
+        time.sleep(_STEP_SECONDS)
 
 
 def last(run: Path) -> Outcome | None:

@@ -23,6 +23,11 @@ def issuer_socket(run: Path, index: int, generation: int) -> Path:
     return run / f"issuer-{index}.{generation}.sock"
 
 
+def generations(run: Path) -> set[str]:
+    """Those that have issuers: more than one while one comes or retires."""
+    return {path.name.split(".")[1] for path in run.glob("issuer-*.sock")}
+
+
 def refused_pin(run: Path, generation: int) -> Path:
     """There once the token has refused the PIN to an issuer of that generation: the others, and those that replace
     them, do not try it."""

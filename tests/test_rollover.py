@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import key_update, rollover_toml, transition
+from estd import key_update, rollover_toml, starting, transition
+from estd import rollover as rollover_room
+from estd.cli_rollover import ca_group
 from estd.client import Access, EstClient, pem_of
 from estd.errors import ConfigError, Refused
 from tests import make, servers, tokens
@@ -567,3 +570,29 @@ def test_the_commands_of_the_document(folder: Path) -> None:
         assert server.ca != before
         with server.client() as client:
             assert client.cacerts() == [server.ca]
+
+
+def test_R19_finish_counts_once_the_old_key_issues_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R19: a connection from before `activate` is still answered under the old key; `finish` waits until there is none,
+    and then counts what such a one got last."""
+    server = instance(folder / "instance", drain="2s")
+    issuing: list[set[str]] = []
+    hanging = rollover_room.hanging
+
+    def counted(*arguments: Any) -> int:
+        issuing.append(starting.generations(server.folder / "run"))
+        return hanging(*arguments)
+
+    monkeypatch.setattr(rollover_room, "hanging", counted)
+    with servers.running(server):
+        rollover(server, "prepare")
+        with server.client(basic=True) as late, server.client() as idle:
+            idle.cacerts()  # it is the old generation's, and keeps it
+            late.cacerts()
+            rollover(server, "activate")
+            made = late.enroll(lambda _: make.csr(subject=make.name("late")))
+            done = CliRunner().invoke(ca_group, ["rollover", "finish", "--config", str(server.config)])
+    assert authority(made) == identifier(change_of(server).old)
+    assert [len(one) for one in issuing] == [1]
+    assert done.exit_code == 1
+    assert "1 certificates under the old root have not expired" in done.stderr
