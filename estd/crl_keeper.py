@@ -210,7 +210,8 @@ class CrlKeeper:
             self._report("crl_failed", ca=one.name, why=str(error)[:500])
 
     def _make(self, one: _Made, now: float) -> Iterator[None]:
-        """Leave out, compose, number, sign, publish: with a pause after each."""
+        """Leave out, compose, number, sign, publish: with a pause after each. In a rollover the CRLs of both keys are
+        one issuer's and list the same certificates, so they have one sequence of numbers (RFC 5280 §5.2.3)."""
         old, at = one.record, int(now)
         scheduled = one.is_scheduled(now)
         if scheduled:
@@ -218,7 +219,7 @@ class CrlKeeper:
             yield
         record = CrlRecord(
             ca=one.name,
-            number=old.number + 1,
+            number=1 + max(old.number, self._ledger.crls.highest(one.ca_name)),
             this_update=at,
             next_update=at + one.plan.validity_seconds,
             scheduled_at=old.scheduled_at,

@@ -86,3 +86,8 @@ class Crls:
     def last(self, ca: str) -> CrlRecord | None:
         found = self._db.execute("SELECT * FROM crl WHERE ca = ?", (ca,)).fetchone()
         return CrlRecord(*found) if found else None
+
+    def highest(self, ca: str) -> int:
+        """The highest number of a CRL of this CA, by whichever of its keys (see CrlSigner.name)."""
+        query = "SELECT coalesce(max(number), 0) FROM crl WHERE ca = ?1 OR substr(ca, 1, length(?1) + 1) = ?1 || ' '"
+        return int(self._db.execute(query, (ca,)).fetchone()[0])

@@ -135,7 +135,7 @@ def test_R19_R45_revocations_stay_verifiable_at_every_stage(site: Server, folder
 def test_R45_crls_answers_through_a_rollover(folder: Path) -> None:
     """R45: /crls answers at every moment, with the CRLs of both keys while there are two; where the configuration does
     not name the key, the file is the issuing key's and the old one's has its CKA_ID in its name; a key's CRLs are
-    numbered upwards, over the change too."""
+    numbered upwards, over the change too, and no two CRLs have one number."""
     server = instance(folder / "instance")
     change(server, "crl = true\n", 'crl = true\ncrl_delay = "0s"\n')
     seen: list[tuple[int, bytes]] = []
@@ -183,6 +183,8 @@ def test_R45_crls_answers_through_a_rollover(folder: Path) -> None:
             ]
             assert numbers == sorted(numbers)
             assert len(set(numbers)) > 1
+        every = {crl for _, body in seen for crl in crls_of(body)}
+        assert len({number(x509.load_der_x509_crl(crl)) for crl in every}) == len(every)
         wait_for(lambda: retired(server), 60, lambda: log_text(server))
 
 
