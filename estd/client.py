@@ -14,6 +14,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -76,12 +77,7 @@ class _Socket:
         return io.BufferedReader(_Stream(self._connection))
 
     def close(self) -> None:
-        try:
-            self._connection.shutdown()
-        except SSL.Error:
-            pass
-        finally:
-            self._connection.close()
+        """Called once the head of an answer says `Connection: close`, whose body may still be on its way."""
 
 
 class EstClient:
@@ -104,6 +100,9 @@ class EstClient:
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
+        with suppress(SSL.Error):
+            self.connection.shutdown()
+        self.connection.close()
 
     def _connect(self) -> SSL.Connection:
         access = self._access

@@ -123,7 +123,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with servers.running(server), http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         try:
-            yield Site(server, port)
+            made = Site(server, port)
+            wait_for(made.file.exists, 30)
+            yield made
         finally:
             web.shutdown()
 
@@ -160,6 +162,8 @@ def test_R45_crls_is_for_everybody(site: Site) -> None:
         status, kind, body = get(client, "HEAD")
         assert (status, kind, body) == (200, "application/pkcs7-mime; smime-type=crls-only", b"")
         assert get(client, "POST")[0] == 405
+        last = client.request("GET", "crls", Connection="close")
+        assert crl_of(base64.b64decode(last.read())) == published
 
 
 def test_R45_crls_is_not_there_where_the_ca_keeps_none(site: Site) -> None:
