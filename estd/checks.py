@@ -6,12 +6,12 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography import x509
 from OpenSSL import SSL
 
 from estd import credential_files, material, owner, tls
 from estd.config import Config, parse
 from estd.errors import ConfigError, EstError
+from estd.identify import anchor_fault
 from estd.issuer import open_signer
 from estd.ledger import LedgerError, Reader
 from hsm.errors import TokenError
@@ -30,7 +30,7 @@ def check(path: Path) -> list[str]:
     found, problems = material.read(config)
     problems += _tls(config)
     problems += credential_files.problems(config)
-    problems += _crls(found)
+    problems += _anchors(found)
     problems += _secret_files(config)
     try:
         Reader(config.ledger).close()
@@ -50,8 +50,10 @@ def _tls(config: Config) -> list[str]:
     return material.tls_problems(config)
 
 
-def _crls(found: material.Material) -> list[str]:
+def _anchors(found: material.Material) -> list[str]:
+    """Anchors that let nobody in, by themselves or for want of a CRL."""
     problems: list[str] = []
+    now = datetime.now(UTC).timestamp()
     for policy in found.policies:
         for index, rule in enumerate(policy.rules):
             if rule.crls is None or rule.anchors is None:
@@ -59,22 +61,15 @@ def _crls(found: material.Material) -> list[str]:
             for anchor in rule.anchors.certificates:
                 try:
                     # An anchor's own name stands for what it issues: is there a current CRL of it?
-                    rule.crls.check_issuer(anchor.subject, datetime.now(UTC).timestamp())
+                    rule.crls.check_issuer(anchor.subject, now)
                 except EstError as error:
                     problems.append(f"label.{policy.label.name}.allow[{index}].crls: {error.sentence}")
-                if not _is_ca(anchor):
+                if why := anchor_fault(anchor, now):
                     problems.append(
                         f"label.{policy.label.name}.allow[{index}].anchors: "
-                        f"{anchor.subject.rfc4514_string()!r} is not a CA's certificate"
+                        f"{anchor.subject.rfc4514_string()!r} can let nobody in: {why}"
                     )
     return problems
-
-
-def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
 
 
 def _secret_files(config: Config) -> list[str]:

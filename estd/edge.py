@@ -67,7 +67,7 @@ _GENERATED = head(wire.KEY_AND_CERTIFICATE_TYPE, "Cache-Control: no-store")
 class _Seen:
     """What the log line and the metrics say of a request, filled in on its way."""
 
-    __slots__ = ("identity", "label", "operation", "reason", "serial")
+    __slots__ = ("identity", "label", "operation", "reason", "serial", "why")
 
     def __init__(self) -> None:
         self.operation = "other"
@@ -75,6 +75,7 @@ class _Seen:
         self.reason = ""
         self.identity = ""
         self.serial = ""
+        self.why = ""
 
 
 class Edge:
@@ -100,7 +101,7 @@ class Edge:
         try:
             response: web.StreamResponse = await self._answer(request, seen)
         except EstError as error:
-            seen.reason = error.reason
+            seen.reason, seen.why = error.reason, error.why
             response = respond(error)
             if not request.content.is_eof():
                 response.force_close()  # a body that nobody will read cannot be followed by a request
@@ -129,10 +130,11 @@ class Edge:
         slot.observe(metrics.REQUEST_SECONDS, metrics.REQUEST_SECONDS.series(seen.operation), seconds)
         if seen.reason:
             slot.count(metrics.REJECTIONS.series(seen.reason))
+        more = {"why": seen.why} if seen.why else {}
         self._log(
             "request", id=number, operation=seen.operation, label=seen.label, status=status,
             reason=seen.reason, serial=seen.serial, identity=seen.identity, ms=round(seconds * 1000, 3),
-            peer=peer,
+            peer=peer, **more,
         )  # fmt: skip
 
     async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.StreamResponse:
@@ -328,7 +330,8 @@ class Edge:
 def _refused(given: frames.Answer) -> EstError:
     """What an issuer's answer says is wrong."""
     kind = BY_STATUS[given.status]
-    return kind(REASONS[given.reason], given.payload.decode(), retry_after=given.retry_after or None)
+    sentence, _, why = given.payload.partition(frames.WHY)
+    return kind(REASONS[given.reason], sentence.decode(), retry_after=given.retry_after or None, why=why.decode())
 
 
 def _no_credential() -> Unauthenticated:

@@ -87,12 +87,14 @@ class EstError(Exception):
 
     status = 500
 
-    def __init__(self, reason: Reason, sentence: str, *, retry_after: int | None = None) -> None:
+    def __init__(self, reason: Reason, sentence: str, *, retry_after: int | None = None, why: str = "") -> None:
         super().__init__(sentence)
         self.reason = reason
         self.sentence = sentence
         self.retry_after = retry_after
         """Seconds, or None where the same request would fail again."""
+        self.why = why
+        """What the log says beside it, and the device is not told."""
 
 
 class Waiting(EstError):
@@ -144,8 +146,9 @@ class Unavailable(EstError):
 
     status = 503
 
-    def __init__(self, reason: Reason, sentence: str, *, retry_after: int | None = None) -> None:
-        super().__init__(reason, sentence, retry_after=retry_seconds(2) if retry_after is None else retry_after)
+    def __init__(self, reason: Reason, sentence: str, *, retry_after: int | None = None, why: str = "") -> None:
+        wait = retry_seconds(2) if retry_after is None else retry_after
+        super().__init__(reason, sentence, retry_after=wait, why=why)
 
 
 BY_STATUS: dict[int, type[EstError]] = {

@@ -24,6 +24,8 @@ _REQUEST = struct.Struct("<IQBBHhdHBII")
 _MORE = struct.Struct("<HBBB")
 _ANSWER = struct.Struct("<IQHBHHB")
 _LENGTH = struct.Struct("<I")
+WHY = b"\xff"
+"""No octet of UTF-8: a sentence ends before it."""
 FRAME_MAX = 4 << 20
 """Bytes: above any body limit plus a certificate chain; a longer frame is a broken peer."""
 
@@ -74,7 +76,7 @@ class Answer(NamedTuple):
     serial: bytes
     payload: bytes
     """With a status of 200 the certificate's DER, or what a question asks for (ASKS: the kinds of key that its profile
-    takes, apart by commas); else the refusal's sentence."""
+    takes, apart by commas); else the refusal's sentence, and after WHY what only the log says."""
 
 
 def pack_request(request: Request) -> bytes:

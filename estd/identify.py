@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -109,6 +110,41 @@ def _not_client(what: str) -> Unauthenticated:
     return Unauthenticated(Reason.CERT_NOT_CLIENT, f"The client certificate {what}.")
 
 
+def _signs_certificates(
+    _policy: verification.Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None
+) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("a CA's keyUsage is without keyCertSign")
+
+
+def _vouches_for_clients(
+    _policy: verification.Policy, _certificate: x509.Certificate, uses: x509.ExtendedKeyUsage | None
+) -> None:
+    if uses is not None and not any(use in uses for use in _ANY_USE):
+        raise ValueError("a CA's extendedKeyUsage is without clientAuth")
+
+
+# The verifier's own policy is the Web's, which refuses what plain `openssl req -x509` makes. RFC 5280 §6.1.4 (k) to (n)
+# wants basicConstraints, critical or not, with cA and its pathLenConstraint, which the verifier judges by itself, as it
+# does name constraints; and keyCertSign where there is a keyUsage. It wants no key identifiers. That the
+# extendedKeyUsage of a CA must name clients is OpenSSL's rule.
+_EITHER, _NEVER = verification.Criticality.AGNOSTIC, verification.Criticality.NON_CRITICAL
+_CA_POLICY = (
+    verification.ExtensionPolicy.webpki_defaults_ca()
+    .require_present(x509.BasicConstraints, _EITHER, None)
+    .may_be_present(x509.KeyUsage, _EITHER, _signs_certificates)
+    .may_be_present(x509.ExtendedKeyUsage, _EITHER, _vouches_for_clients)
+    .may_be_present(x509.SubjectKeyIdentifier, _NEVER, None)
+    .may_be_present(x509.AuthorityKeyIdentifier, _NEVER, None)
+)
+_WRONG_SIGNATURE = "signature does not match"
+
+
+def _why(error: verification.VerificationError) -> str:
+    """What the verifier found last, in a line for the log."""
+    return " ".join(str(error).rpartition("candidates exhausted: ")[2].split())[:200]
+
+
 class _Path(NamedTuple):
     path: tuple[x509.Certificate, ...]
     since: float
@@ -143,10 +179,7 @@ class Anchors:
         self._builder = (
             verification.PolicyBuilder()
             .store(verification.Store(list(certificates)))
-            .extension_policies(
-                ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
-                ee_policy=verification.ExtensionPolicy.permit_all(),
-            )
+            .extension_policies(ca_policy=_CA_POLICY, ee_policy=verification.ExtensionPolicy.permit_all())
         )
         self._known: OrderedDict[tuple[bytes, tuple[bytes, ...]], _Path] = OrderedDict()
 
@@ -169,10 +202,11 @@ class Anchors:
         verifier = self._builder.time(datetime.fromtimestamp(when, UTC)).build_client_verifier()
         try:
             chain = verifier.verify(client.certificate, list(intermediates)).chain
-        except verification.VerificationError:
+        except verification.VerificationError as error:
             raise Unauthenticated(
-                Reason.CERT_UNKNOWN, "The client certificate has no path to a trust anchor of this label."
-            ) from None
+                Reason.CERT_UNKNOWN, "The client certificate has no path to a trust anchor of this label.",
+                why=_why(error),
+            ) from None  # fmt: skip
         found = _Path(
             path=tuple(chain[:-1]),
             since=max(one.not_valid_before_utc for one in chain).timestamp(),
@@ -182,3 +216,17 @@ class Anchors:
         if len(self._known) > _KNOWN_MAX:
             self._known.popitem(last=False)
         return found.path
+
+
+def anchor_fault(anchor: x509.Certificate, now: float) -> str:
+    """Why no certificate can have a path to this anchor; empty where one can. The verifier is asked about a certificate
+    in the anchor's name that the anchor did not sign: that must be all it finds."""
+    key, moment = ec.generate_private_key(ec.SECP256R1()), datetime.fromtimestamp(now, UTC)
+    forged = x509.CertificateBuilder(
+        anchor.subject, anchor.subject, key.public_key(), x509.random_serial_number(), moment, moment
+    ).sign(key, _SHA256)
+    try:
+        Anchors([anchor]).path(ClientCertificate.parse(forged.public_bytes(Encoding.DER)), [], now)
+    except Unauthenticated as refusal:
+        return "" if refusal.why == _WRONG_SIGNATURE else refusal.why
+    return ""

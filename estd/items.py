@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from estd import csr, holding, policy, registry
 from estd.devices import DeviceKey, Use
 from estd.errors import REASONS, EstError
-from estd.frames import ASKS, Answer, Request
+from estd.frames import ASKS, WHY, Answer, Request
 from estd.issuance import CertificateDer, Issuer, Prepared
 from estd.ledger import Row
 from estd.policy import Authorised, Client, Evidence, Issued
@@ -121,5 +121,5 @@ def refusal(number: int, error: EstError, identity: str = "") -> Answer:
     """The frame that carries a refusal back to the edge."""
     return Answer(
         number, error.status, _REASON_NUMBER[error.reason], error.retry_after or 0, identity, b"",
-        error.sentence.encode(),
+        error.sentence.encode() + (WHY + error.why.encode() if error.why else b""),
     )  # fmt: skip

@@ -378,7 +378,7 @@ def _anchor_is_no_ca(copy: Server) -> None:
         (_ca_of_another_key, "token: the key 01 in the token is not the key in the certificate of 'root'"),
         (_no_module, "token: there is no PKCS#11 module"),
         (_no_pin, "token.pin_file: "),
-        (_anchor_is_no_ca, "is not a CA's certificate"),
+        (_anchor_is_no_ca, "can let nobody in: basicConstraints.cA must be asserted"),
     ],
 )
 def test_check_finds_what_is_wrong(copy: Server, spoil: Callable[[Server], None], told: str) -> None:

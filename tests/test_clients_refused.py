@@ -122,6 +122,22 @@ def test_R10_R20_is_told_why(case: str, tls: int, server: Server, folder: Path) 
         assert_plain(line.answer(), row.status, row.words)
 
 
+def test_R10_the_log_says_what_keeps_a_certificate_from_its_anchor(server: Server, folder: Path) -> None:
+    """R10: the line of such a refusal has the verifier's own words, which the device is not told."""
+    above = make.certificate(server.manufacturer, subject=make.name("no ca"))
+    identity = make.certificate(above, subject=make.name("below no ca"))
+    with Line(server, cert=identity.write(folder, "client", above)) as line:
+        line.send(request(body(identity)))
+        answer = assert_plain(line.answer(), 401, "no path")
+        assert "cA" not in str(answer.headers)
+
+    def is_logged() -> bool:
+        lines = [one for one in server.log_lines() if one["event"] == "request" and "why" in one]
+        return any(one["reason"] == "cert_unknown" and "cA must be asserted" in one["why"] for one in lines)
+
+    wait_for(is_logged, 10)
+
+
 @BY_VERSION
 def test_R20_a_refused_certificate_does_not_stop_a_credential(tls: int, server: Server, folder: Path) -> None:
     """R5, R20: a device whose certificate has expired still enrols with a credential, on the same connection."""

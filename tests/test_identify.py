@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import ssl
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +24,9 @@ from hypothesis import strategies as st
 
 from estd import der
 from estd.errors import EstError, Reason, Unauthenticated
-from estd.identify import Anchors, ClientCertificate, client_chain
+from estd.identify import Anchors, ClientCertificate, anchor_fault, client_chain
 from tests import make
+from tests.conftest import program
 from tests.make import Identity
 from tests.test_csr import flipped
 
@@ -183,6 +186,198 @@ def test_R10_judges(case: str) -> None:
         judged(anchors, identity, row.above)
     assert (caught.value.status, caught.value.reason) == (401, row.reason)
     assert row.words in caught.value.sentence
+
+
+def authority(
+    signer: Identity | None = None, *extensions: tuple[x509.ExtensionType, bool], starts: timedelta = -20 * DAY,
+    ends: timedelta = 30 * DAY,
+) -> Identity:  # fmt: skip
+    """A certificate of a CA under `signer`, or self-signed, with these extensions (and whether critical) alone."""
+    key, number, now = make.key(), x509.random_serial_number(), datetime.now(UTC)
+    subject = make.name(f"authority {number}")
+    builder = x509.CertificateBuilder(
+        signer.certificate.subject if signer else subject, subject, key.public_key(), number, now + starts, now + ends
+    )
+    for value, critical in extensions:
+        builder = builder.add_extension(value, critical)
+    return Identity(builder.sign(signer.key if signer else key, hashes.SHA256()), key)
+
+
+def constraints(
+    *, ca: bool = True, length: int | None = None, critical: bool = True
+) -> tuple[x509.ExtensionType, bool]:
+    return x509.BasicConstraints(ca, length), critical
+
+
+def usage(word: str, *, critical: bool = True) -> tuple[x509.ExtensionType, bool]:
+    (found,) = (one for one in make.certificate(usage=word).certificate.extensions if one.oid == x509.KeyUsage.oid)
+    return found.value, critical
+
+
+def names_within(*, permitted: Any = None, excluded: Any = None) -> tuple[x509.ExtensionType, bool]:
+    return x509.NameConstraints(permitted, excluded), True
+
+
+def of_version_1(signer: Identity) -> Identity:
+    """A certificate without version and extensions."""
+    made = authority(signer)
+    tbs = made.certificate.tbs_certificate_bytes
+    parts, at = [], der.content_start(tbs, 0)
+    while at < len(tbs):
+        parts.append(tbs[at : der.element_end(tbs, at)])
+        at = der.element_end(tbs, at)
+    tbs = der.tlv(der.SEQUENCE, b"".join(part for part in parts if part[0] not in (0xA0, 0xA3)))
+    signature = signer.key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    whole = der.tlv(der.SEQUENCE, tbs + parts[2] + der.tlv(0x03, b"\0" + signature))
+    return Identity(x509.load_der_x509_certificate(whole), made.key)
+
+
+PLAIN = authority(None, constraints())
+"""As plain `openssl req -x509` makes it: no keyUsage."""
+BRANCH = authority(PLAIN, constraints(length=0))
+SERVERS = (x509.ExtendedKeyUsage([make.SERVER_AUTH]), False)
+UNKNOWN = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\0"), True)
+HERE = x509.DNSName("here.example")
+
+
+@dataclass(frozen=True)
+class Above:
+    """What stands above a client: the anchor, and from it down those between."""
+
+    anchor: Identity
+    between: Sequence[Callable[[Identity], Identity]] = ()
+    words: str = ""
+    """What the verifier says; nothing where there is a path."""
+    san: Sequence[x509.GeneralName] = ()
+
+
+ABOVE: dict[str, Above] = {
+    "an anchor without keyUsage": Above(PLAIN),
+    "an anchor that is for certificates": Above(authority(None, constraints(), usage("key_cert_sign"))),
+    "an anchor whose basicConstraints are not critical": Above(authority(None, constraints(critical=False))),
+    "an anchor with a pathLenConstraint": Above(authority(None, constraints(length=0))),
+    "an anchor that is not for certificates": Above(
+        authority(None, constraints(), usage("crl_sign")), words="keyCertSign"
+    ),
+    "an anchor with cA false": Above(authority(None, constraints(ca=False)), words="cA must be asserted"),
+    "an anchor without basicConstraints": Above(authority(), words="no basicConstraints"),
+    "an anchor of version 1": Above(of_version_1(PLAIN), words="X509v3"),
+    "an anchor for servers": Above(authority(None, constraints(), SERVERS), words="clientAuth"),
+    "an anchor that has expired": Above(authority(None, constraints(), ends=-DAY), words="not valid at"),
+    "an intermediate with basicConstraints alone": Above(PLAIN, [lambda up: authority(up, constraints())]),
+    "an intermediate whose basicConstraints are not critical": Above(
+        PLAIN, [lambda up: authority(up, constraints(critical=False))]
+    ),
+    "an intermediate with cA false": Above(
+        PLAIN, [lambda up: authority(up, constraints(ca=False))], "cA must be asserted"
+    ),
+    "an intermediate with cA false, for certificates": Above(
+        PLAIN, [lambda up: authority(up, constraints(ca=False), usage("key_cert_sign"))], "cA must be asserted"
+    ),
+    "an intermediate without basicConstraints": Above(PLAIN, [authority], "no basicConstraints"),
+    "an intermediate without basicConstraints, for certificates": Above(
+        PLAIN, [lambda up: authority(up, usage("key_cert_sign"))], "no basicConstraints"
+    ),
+    "an intermediate of version 1": Above(PLAIN, [of_version_1], "X509v3"),
+    "an intermediate for signatures": Above(
+        PLAIN, [lambda up: authority(up, constraints(), usage("digital_signature"))], "keyCertSign"
+    ),
+    "an intermediate for CRLs, not critical": Above(
+        PLAIN, [lambda up: authority(up, constraints(), usage("crl_sign", critical=False))], "keyCertSign"
+    ),
+    "an intermediate for servers": Above(PLAIN, [lambda up: authority(up, constraints(), SERVERS)], "clientAuth"),
+    "an intermediate that has expired": Above(
+        PLAIN, [lambda up: authority(up, constraints(), ends=-DAY)], "not valid at"
+    ),
+    "an intermediate that is not valid yet": Above(
+        PLAIN, [lambda up: authority(up, constraints(), starts=DAY)], "not valid at"
+    ),
+    "an intermediate with what nobody knows, critical": Above(
+        PLAIN, [lambda up: authority(up, constraints(), UNKNOWN)], "critical extension"
+    ),
+    "an intermediate with a critical key identifier": Above(
+        PLAIN,
+        [
+            lambda up: authority(
+                up, constraints(), (x509.AuthorityKeyIdentifier.from_issuer_public_key(up.key.public_key()), True)
+            )
+        ],
+        "criticality",
+    ),
+    "an intermediate, where the anchor allows none": Above(
+        authority(None, constraints(length=0)), [lambda up: authority(up, constraints())], "path length"
+    ),
+    "one where the anchor, not critical, allows none": Above(
+        authority(None, constraints(length=0, critical=False)), [lambda up: authority(up, constraints())], "path length"
+    ),
+    "two intermediates, of which the upper allows none": Above(
+        PLAIN, [lambda _: BRANCH, lambda up: authority(up, constraints())], "path length"
+    ),
+    "two intermediates, of which the upper allows one": Above(
+        PLAIN, [lambda up: authority(up, constraints(length=1)), lambda up: authority(up, constraints())]
+    ),
+    "a name inside what the intermediate permits": Above(
+        PLAIN, [lambda up: authority(up, constraints(), names_within(permitted=[HERE]))],
+        san=[x509.DNSName("a.here.example")],
+    ),
+    "a name outside what the intermediate permits": Above(
+        PLAIN, [lambda up: authority(up, constraints(), names_within(permitted=[HERE]))], "no permitted name",
+        san=[x509.DNSName("a.there.example")],
+    ),
+    "a name that the intermediate excludes": Above(
+        PLAIN, [lambda up: authority(up, constraints(), names_within(excluded=[HERE]))], "excluded name",
+        san=[x509.DNSName("a.here.example")],
+    ),
+    "a name outside what the anchor permits": Above(
+        authority(None, constraints(), names_within(permitted=[HERE])), words="no permitted name",
+        san=[x509.DNSName("a.there.example")],
+    ),
+    "an intermediate that constrains directory names": Above(
+        PLAIN, [lambda up: authority(up, constraints(), names_within(permitted=[x509.DirectoryName(make.name("x"))]))],
+        "directoryName",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ABOVE)
+def test_R10_what_stands_above_a_client(case: str, folder: Path) -> None:
+    """R10: CA certificates, the anchor too, are judged by RFC 5280 §6.1, and openssl is of the same mind. The device is
+    told that there is no path, the log also why."""
+    row = ABOVE[case]
+    line = [row.anchor]
+    for make_one in row.between:
+        line.append(make_one(line[-1]))
+    identity = make.certificate(line[-1], san=row.san)
+    between = line[:0:-1]
+    if row.words:
+        with pytest.raises(Unauthenticated) as caught:
+            judged(Anchors([row.anchor.certificate]), identity, between)
+        assert "no path" in caught.value.sentence
+        assert row.words in caught.value.why
+        assert row.words not in caught.value.sentence
+    else:
+        assert len(judged(Anchors([row.anchor.certificate]), identity, between)) == len(line)
+    assert openssl_verifies(folder, row.anchor, between, identity) is (not row.words)
+
+
+def openssl_verifies(folder: Path, anchor: Identity, between: Sequence[Identity], identity: Identity) -> bool:
+    for name, certificates in (("anchor", [anchor]), ("chain", [identity, *between])):
+        (folder / name).write_bytes(b"".join(one.pem for one in certificates))
+    command = [
+        program("openssl"), "verify", "-purpose", "sslclient", "-no-CAstore", "-no-CApath", "-partial_chain", "-CAfile",
+        "anchor", "-untrusted", "chain", "chain",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or "verification failed" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("case", [case for case in ABOVE if not ABOVE[case].between and not ABOVE[case].san])
+def test_an_anchor_that_lets_nobody_in_is_known_without_a_client(case: str) -> None:
+    """`estd check` finds the same fault with an anchor as the verifier does when a client comes."""
+    fault = anchor_fault(ABOVE[case].anchor.certificate, NOW)
+    assert ABOVE[case].words in fault
+    assert bool(fault) is bool(ABOVE[case].words)
 
 
 def test_the_anchor_is_no_client_even_where_it_is_no_ca() -> None:
