@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
 import tomllib
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from estd import verdicts
-from tests import docs, servers
+from tests import docs, make, servers
 from tests.docs import ROOT, Newcomer
 from tests.servers import Server
 from tests.test_cli import estd
@@ -37,32 +38,73 @@ RUN_BY = {
 }
 """Which test runs a page's commands."""
 
-BROUGHT = {
-    "manufacturer.pem": "demo/manufacturer.pem", "manufacturer.crl": "demo/manufacturer.crl",
-    "front.pem": "demo/balancer.pem", "hook.secret": "demo/inventory.secret",
-}  # fmt: skip
-"""Files that the pages' settings name and a reader brings, and what stands in for them."""
+SAID = {
+    "docs/approval.md": "estd credential add approvers NAME",
+    "docs/devices.md": "(umask 077; openssl rand -hex 32 > hook.secret)",
+    "docs/renewal.md": "touch ras.pem",
+}
+"""How a page says that a file which its settings name is made, beside README.md's commands and docs/proxy.md's."""
+
+INTO_THE_FIRST = {"docs/renewal.md"}
+"""Pages whose examples go into their first, as they say; on others each one also stands alone."""
+
+ALONE = [(page, number) for page, number in SETTINGS if len(docs.blocks(page, "toml")) > 1]
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """A demonstration that nobody serves, with the files of a reader."""
-    made = servers.init(tmp_path_factory.mktemp("docs") / "demo")
-    for name, source in BROUGHT.items():
-        shutil.copy(made.folder / source, made.folder / name)
+def own(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A reader's instance, not the demonstration, as README.md's commands make it, with the files that the pages'
+    settings name: those of a manufacturer by plain openssl, the others by what the pages say."""
+    folder = tmp_path_factory.mktemp("docs")
+    made = Server(folder=folder / "own", port=0, admin_port=0)
+    reader = Newcomer(made, folder)
+    (block,) = docs.blocks("README.md", "sh", section="Your own instance")
+    begin = block.replace("/srv/estd", str(made.folder)).partition("estd serve ")[0]
+    root = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj '/CN=Acme Root' -keyout manufacturer.key -out manufacturer.pem"
+    )
+    front = docs.blocks("docs/proxy.md", "sh")[0].partition("cat ")[0].replace("demo/", "")
+    reader.run("\n".join([begin, f"cd {made.folder}", front, root, *SAID.values()]), EDITOR="true")
+    manufacturer = servers.identity_of(made.folder / "manufacturer.pem", made.folder / "manufacturer.key")
+    (made.folder / "manufacturer.crl").write_bytes(make.crl(manufacturer))
     return made
 
 
-@pytest.mark.parametrize(("page", "number"), SETTINGS)
-def test_estd_check_accepts_each_setting(page: str, number: int, instance: Server) -> None:
-    """Each toml block of a page, added to the demonstration's configuration, is one that `estd check` finds nothing
-    wrong with."""
-    before = tomllib.loads(instance.config.read_text())
-    block = tomllib.loads(docs.blocks(page, "toml")[number])
-    changed = instance.folder / f"{page.replace('/', '-')}-{number}.toml"
-    changed.write_text(docs.toml(docs.merged(before, block)))
-    assert tomllib.loads(changed.read_text()) == docs.merged(before, block)
-    assert "nothing is wrong" in estd("check", changed).out
+def test_a_page_says_how_a_file_is_made() -> None:
+    """The commands that make the files of these tests stand on the pages that need them."""
+    for page, command in SAID.items():
+        assert command in (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", dict(SETTINGS))
+def test_estd_check_accepts_a_pages_settings_together(page: str, own: Server) -> None:
+    """All examples of a page, added in their order to an instance of one's own, are a configuration that `estd check`
+    finds nothing wrong with; each of their labels lets somebody in, each of their profiles is somebody's."""
+    before = tomllib.loads(own.config.read_text())
+    together = _checked(own, page, *docs.blocks(page, "toml"))
+    rules = [label.get("allow", []) for label in together["label"].values()]
+    assert all(rules)
+    given = {name for rule in chain(*rules) for name in (rule.get("profile"), *rule.get("profiles", ()))}
+    assert set(together["profile"]) - set(before["profile"]) <= given
+
+
+@pytest.mark.parametrize(("page", "number"), ALONE)
+def test_estd_check_accepts_each_setting(page: str, number: int, own: Server) -> None:
+    """And so is each by itself, or with the page's first where that page says so."""
+    shown = docs.blocks(page, "toml")
+    _checked(own, f"{page}-{number}", *(shown[:1] if number and page in INTO_THE_FIRST else ()), shown[number])
+
+
+def _checked(own: Server, name: str, *blocks: str) -> dict[str, Any]:
+    """The instance's configuration with these blocks in it, in which `estd check` found nothing wrong."""
+    changed = tomllib.loads(own.config.read_text())
+    for block in blocks:
+        changed = docs.merged(changed, tomllib.loads(block))
+    path = own.folder / f"{name.replace('/', '-')}.toml"
+    path.write_text(docs.toml(changed))
+    assert tomllib.loads(path.read_text()) == changed
+    assert "nothing is wrong" in estd("check", path).out
+    return changed
 
 
 def test_each_page_with_commands_has_its_test() -> None:
