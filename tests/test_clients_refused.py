@@ -258,7 +258,7 @@ def revoke(server: Server, serial: int) -> None:
 
 @BY_VERSION
 def test_R10_revoked_by_the_command_on_a_live_connection(tls: int, server: Server, folder: Path) -> None:
-    """R10: a certificate that `estd cert revoke` revokes is dead at its next request, on the connection that it
+    """R10, R20: a certificate that `estd cert revoke` revokes is dead at its next request, on the connection that it
     already had too (403), for renewal and enrolment alike."""
     key = make.key()
     with server.client(basic=True) as client:
