@@ -15,7 +15,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials, revocation
+from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials, durable, revocation
 from estd.cli_reload import reload_command
 from estd.cli_renewal import renewal_info_command
 from estd.cli_rollover import ca_group
@@ -171,8 +171,8 @@ def credential_add(file: Path, user: str, password_file: Path | None) -> None:
     made = credentials.line(user, secret, generated=password_file is None)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     kept = [one for one in lines if one.startswith("#") or one.partition(":")[0] != user]
-    file.touch(mode=0o600)
-    file.write_text("\n".join([*kept, made]) + "\n", encoding="utf-8")
+    mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
+    durable.write(file.resolve(), "".join(f"{one}\n" for one in [*kept, made]).encode(), mode=mode)
     click.echo(f"{user}:{secret}" if password_file is None else f"{user} is in {file}")
 
 

@@ -19,6 +19,10 @@ def problems(config: Config) -> list[str]:
             continue
         try:
             credentials.parse(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except FileNotFoundError:
+            found.append(f"{name}: there is no {path}; this makes it: estd credential add {path} NAME")
+        except OSError as error:
             found.append(f"{name}: {error}")
+        except ValueError as error:
+            found.append(f"{name}: {path}: {error}")
     return found

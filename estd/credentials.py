@@ -12,9 +12,11 @@ import binascii
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from estd.errors import Reason, Unauthenticated
@@ -25,6 +27,7 @@ _WAITING_MAX = 32
 _REMEMBER_SECONDS = 60.0
 _REMEMBER_MAX = 4096
 _LOOK_AGAIN_SECONDS = 1.0
+_STORED = re.compile(r"\$sha256\$[0-9A-Fa-f]{64}|\$scrypt\$(?:[0-9A-Fa-f]{2})+\$[0-9A-Fa-f]{64}")
 
 
 def generate() -> str:
@@ -48,12 +51,9 @@ def parse(text: str) -> dict[str, str]:
     for number, one in enumerate(text.splitlines(), 1):
         if not one.strip() or one.startswith("#"):
             continue
-        user, colon, stored = one.partition(":")
-        words = stored.strip().split("$")
-        if not colon or (words[:2], len(words)) not in ((["", "sha256"], 3), (["", "scrypt"], 4)):
+        user, _, stored = one.partition(":")
+        if not _STORED.fullmatch(stored.strip()):
             raise ValueError(f"line {number} is not NAME:$sha256$HEX or NAME:$scrypt$SALT$HASH")
-        for word in words[2:]:
-            bytes.fromhex(word)
         found[user] = stored.strip()
     return found
 
@@ -81,10 +81,13 @@ def read_header(authorization: str) -> tuple[str, bytes]:
 
 
 class Credentials:
-    """One credentials file; changes are seen within a second."""
+    """One credentials file; changes are seen within a second. By a file that cannot be read nobody gets in, for it may
+    have been changed to keep somebody out; `report` hears so once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, report: Callable[..., None]) -> None:
         self._path = path
+        self._report = report
+        self._fault = ""
         self._stamp: object = None
         self._stored: dict[str, str] = {}
         self._look_again = 0.0
@@ -121,6 +124,10 @@ class Credentials:
             if stamp != self._stamp:
                 self._stored = parse(self._path.read_text(encoding="utf-8"))
                 self._stamp = stamp
-        except (OSError, ValueError):
-            self._stored = {}  # nobody gets in by a file that cannot be read; `estd check` says what is wrong with it
+                self._fault = ""
+        except (OSError, ValueError) as error:
+            self._stored = {}
             self._stamp = None
+            if self._fault != str(error):
+                self._fault = str(error)
+                self._report("credentials_unreadable", file=str(self._path), why=self._fault)

@@ -77,7 +77,7 @@ class Desk:
         path = self._in_force().approvers
         assert path is not None  # else nobody comes here
         if self._known is None or self._known[0] != path:
-            self._known = path, Credentials(path)
+            self._known = path, Credentials(path, self._log)
         return self._known[1]
 
     async def _style(self, _: web.Request) -> web.Response:

@@ -33,7 +33,7 @@ class Served:
         self.proxies = [material.proxies[name] for name in label.proxies]
         self.proxies_own = frozenset(own for one in material.proxies.values() for own in one.certificates or ())
         self.basic = [
-            (index, Credentials(rule.credentials))
+            (index, Credentials(rule.credentials, log))
             for index, rule in enumerate(label.allow)
             if rule.credentials is not None
         ]
