@@ -12,7 +12,7 @@ import click
 from estd import reload_report
 from estd.errors import ConfigError
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
 
 
 @click.command("reload")
@@ -25,7 +25,8 @@ def reload_command(file: Path, as_json: bool) -> None:
     server goes on as it was, the problems are said, and the exit status is 1.
     """
     try:
-        outcome = reload_report.ask(file.resolve().parent / "run")
+        reload_report.check_served(file)
+        outcome = reload_report.ask(file.parent / "run")
     except (ConfigError, OSError) as error:
         click.echo(str(error), err=True)
         sys.exit(1)

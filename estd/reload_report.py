@@ -19,6 +19,8 @@ from estd.errors import ConfigError
 from estd.starting import generations
 
 _FILE = "reload.json"
+_ROOM_BYTES = 16384
+"""What an outcome takes on the disk, however short it is."""
 _STEP_SECONDS = 0.05
 _WAIT_SECONDS = 180.0
 """A reload waits for the end of the generation before, and for a slow token."""
@@ -32,15 +34,19 @@ class Outcome:
     """The one that serves now."""
     problems: tuple[str, ...]
     """Why the configuration was not taken; empty where it was."""
+    file: str
+    """The configuration that this server reads, a resolved path."""
     cas: dict[str, list[str]]
     """What serves now: of each CA the SHA-256 of cacerts' certificates, the one that issues first."""
 
 
 def publish(run: Path, outcome: Outcome) -> None:
-    """Whole or not at all."""
-    made = run / f"{_FILE}.new"
-    made.write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
-    made.replace(run / _FILE)
+    """Written over the one before, in the room that it took: an outcome is told on a full disk too."""
+    descriptor = os.open(run / _FILE, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(asdict(outcome)).encode().ljust(_ROOM_BYTES) + b"\n")
+        file.truncate()
 
 
 def serving(run: Path) -> int | None:
@@ -56,6 +62,15 @@ def serving(run: Path) -> int | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def check_served(file: Path) -> None:
+    """Raises ConfigError where the server that runs in the folder of this configuration, a resolved path, reads another
+    one."""
+    run = file.parent / "run"
+    told = last(run)
+    if told is not None and told.file != str(file) and serving(run) is not None:
+        raise ConfigError([f"the server that runs here has the configuration {told.file}, not {file}: reload that one"])
 
 
 def ask(run: Path) -> Outcome:
@@ -87,7 +102,9 @@ def settle(run: Path) -> None:
 def last(run: Path) -> Outcome | None:
     """The last outcome of whoever serves, or served; None before the first."""
     try:
-        data = json.loads((run / _FILE).read_text(encoding="utf-8"))
+        with (run / _FILE).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            data = json.load(file)
         return Outcome(**{**data, "problems": tuple(data["problems"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -31,7 +31,7 @@ def serve(path: Path) -> None:
     cas = material.load(config).shown_cas()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # a reload may be asked for from `claim` on
     descriptor = claim(config)
-    publish(config.run, Outcome(began=began, generation=1, problems=(), cas=cas))
+    publish(config.run, Outcome(began=began, generation=1, problems=(), file=str(path.resolve()), cas=cas))
     log = Log("supervisor")
     try:
         asyncio.run(_serve(path.resolve(), config, toml, log))

@@ -40,7 +40,7 @@ async def reload(supervisor: Supervisor, path: Path, log: Log) -> None:
         log("reload_refused", problems=problems, generation=number)
     else:
         log("reloaded", generation=number)
-    publish(run, Outcome(began=began, generation=number, problems=tuple(problems), cas=cas))
+    publish(run, Outcome(began=began, generation=number, problems=tuple(problems), file=str(path), cas=cas))
 
 
 async def _attempt(supervisor: Supervisor, path: Path) -> dict[str, list[str]]:

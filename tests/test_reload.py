@@ -92,6 +92,7 @@ def test_a_reload_serves_the_new_configuration(shape: str, request: pytest.Fixtu
     wait_for(lambda: retired(server), 60, lambda: log_text(server))
     after = server.pids()
     assert {name for name in pids if pids[name] == after[name]} == {name for name in pids if name == "ledger-0"}
+    assert said["file"] == str(server.config.resolve())
     assert json.loads(server.admin("/healthz")[1])["generation"] == said["generation"]
     assert server.metric("estd_generation") == said["generation"]
     with server.client(basic=True, label="added") as client, pytest.raises(Refused, match="401"):
@@ -197,6 +198,29 @@ def test_who_is_not_served_is_told_so(folder: Path) -> None:
     """`estd reload` of an instance that nobody serves is a sentence and status 1."""
     made = instance(folder / "instance")
     assert "is not being served" in reload(made, status=1).stderr
+
+
+def _reloads(server: Server) -> int:
+    """Good or not; the command returns once the last one is told."""
+    generation = json.loads(server.admin("/healthz")[1])["generation"]
+    return int(generation + server.metric("estd_reloads_refused_total"))
+
+
+def test_another_configuration_than_the_servers_is_refused(single: Server) -> None:
+    """`estd reload` of another file in the instance's folder, good or not, or of none at all, sends no signal and says
+    which one the server has."""
+    other, missing, before = single.folder / "other.toml", single.folder / "missing.toml", _reloads(single)
+    for text in (single.config.read_text(), "[[["):
+        other.write_text(text)
+        told = estd("reload", other, status=1).stderr
+        assert told == (
+            f"the server that runs here has the configuration {single.config.resolve()}, not {other.resolve()}: "
+            "reload that one\n"
+        )
+    assert "missing.toml" in estd("reload", missing, status=2).stderr
+    missing.symlink_to(single.config)
+    estd("reload", missing)
+    assert _reloads(single) == before + 1, "by its other name the server's own is taken"
 
 
 def test_connections_stay_for_their_next_request(single: Server) -> None:
@@ -402,3 +426,20 @@ def test_whoever_waits_for_a_reload_is_told_of_a_fault_too(folder: Path) -> None
     assert found is not None
     assert (found.generation, supervisor.reloads_refused, logged) == (7, 1, ["reloading", "reload_refused"])
     assert "ZeroDivisionError" in found.problems[0]
+
+
+def test_an_outcome_takes_no_more_of_the_disk_than_the_one_before(folder: Path) -> None:
+    """A reload on a full disk is told all the same: the file is the same one with the same blocks, and what it said
+    before is gone, longer or shorter."""
+    seen = set()
+    for count in (0, 1, 100, 0):
+        problems = tuple("the token refuses the PIN" for _ in range(count))
+        outcome = reload_report.Outcome(began=1.5, generation=2, problems=problems, file="/estd.toml", cas={"a": []})
+        reload_report.publish(folder, outcome)
+        assert reload_report.last(folder) == outcome
+        (path,) = folder.iterdir()
+        found = path.stat()
+        seen.add((found.st_ino, found.st_size, found.st_blocks))
+    assert len(seen) == 1
+    (folder / "reload.json").write_bytes(b'{"began": 1.5, "gener')
+    assert reload_report.last(folder) is None
