@@ -25,7 +25,7 @@ from estd.issuance import SERIAL_BYTES
 from estd.labels import KEY_KINDS
 from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row
 from estd.ledger_requests import plain_text
-from estd.toml_table import address
+from estd.toml_table import address, duration
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -45,6 +45,13 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str) -
     except ValueError:
         raise click.BadParameter("an address such as 127.0.0.1:8443 or [::1]:8443") from None
     return value
+
+
+def _duration(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    try:
+        return duration(value)
+    except ValueError:
+        raise click.BadParameter("a duration such as 30s, 10m or 12h") from None
 
 
 @main.command("init")
@@ -136,7 +143,9 @@ def serve_command(file: Path) -> None:
 @click.option("--same-key", is_flag=True, help="With --renew: keep the key.")
 @click.option("--link", is_flag=True, help="Link proof of possession to TLS even where csrattrs does not ask for it.")
 @click.option("--tls", type=click.Choice(["1.2", "1.3"]), help="Speak this TLS version only.")
-@click.option("--wait", help="Where the request waits for a person: keep asking for so long, such as 10m.")
+@click.option(
+    "--wait", callback=_duration, default="0s", help="Where a request waits for a person: ask so long, such as 10m."
+)
 @click.option("--serverkeygen", is_flag=True, help="Have the server make the key, of the kind --key-type.")
 @click.option("--cacerts-only", is_flag=True, help="Fetch the CA's certificates and stop.")
 @click.option("--revocation-challenge", type=READABLE, help="File with a secret: who knows it may have it revoked.")

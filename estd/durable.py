@@ -19,12 +19,12 @@ def write_all(files: Sequence[tuple[Path, bytes, int]]) -> None:
     try:
         for path, data, mode in files:
             _fill(path, data, mode)
-        for path, _, _ in files:
-            rename(beside(path), path)
     except OSError:
         for path, _, _ in files:
             beside(path).unlink(missing_ok=True)
         raise
+    for path, _, _ in files:
+        rename(beside(path), path)
 
 
 def beside(path: Path) -> Path:

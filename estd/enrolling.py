@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
-from estd import asked, challenges, device_keys, names, revocation
+from estd import asked, challenges, csr, device_keys, durable, names, revocation
 from estd.client import Access, EstClient, pem_of
 from estd.errors import ClientError, Refused
-from estd.toml_table import duration
 
 T = TypeVar("T")
 _ASK_AGAIN_SECONDS = 60
@@ -50,7 +48,8 @@ class Options:
     same_key: bool
     link: bool
     tls: str | None
-    wait: str | None
+    wait: int
+    """Seconds."""
     cacerts_only: bool
     serverkeygen: bool
     out: str
@@ -83,6 +82,8 @@ def make_csr(
 
 def enroll(options: Options) -> dict[str, Any]:
     """Enroll as the options say; returns what was written and got. Raises ClientError, OSError or ValueError."""
+    out, out_key, request_key = (Path(f"{options.out}.{end}") for end in ("pem", "key", "request.key"))
+    _finish_writing(out_key, out)
     if options.serverkeygen and options.renew:
         raise ClientError("--serverkeygen asks for a new key and certificate; it renews nothing: leave --renew out")
     user, password = None, None
@@ -95,12 +96,12 @@ def enroll(options: Options) -> dict[str, Any]:
     )  # fmt: skip
     with EstClient(access) as client:
         ca = client.cacerts()
-        Path(f"{options.out}.ca.pem").write_bytes(pem_of(ca))
+        durable.write(Path(f"{options.out}.ca.pem"), pem_of(ca), mode=0o644)
         subjects = [names.shown(one.subject) for one in ca]
         done: dict[str, Any] = {"ca": f"{options.out}.ca.pem", "ca_subjects": subjects}
         if options.cacerts_only:
             return done
-        key, subject, san = _wanted(options)
+        key, subject, san = _wanted(options, request_key)
         told = _told(client)
         done["linked"] = options.link or told.linked
         more = []
@@ -115,34 +116,51 @@ def enroll(options: Options) -> dict[str, Any]:
             return make_csr(key, subject, san, binding, more, told.extensions)
 
         link: bool = done["linked"]
+        same_key = options.renew and options.same_key
+
+        def keep() -> None:
+            """The request that waits is found by its key, also by the next command, which has --out in common."""
+            if not same_key:
+                durable.write(request_key, _pem_of_key(key))
 
         def ask(client: EstClient) -> tuple[PrivateKeyTypes, x509.Certificate]:
             if options.serverkeygen:
                 return client.serverkeygen(request, link=link)
             return key, client.enroll(request, renew=options.renew, link=link)
 
-        certified, certificate = _ask(client, access, ask, options.wait)
-    if not (options.renew and options.same_key):
-        _write_key(Path(f"{options.out}.key"), certified)
-        done["key"] = f"{options.out}.key"
-    Path(f"{options.out}.pem").write_bytes(pem_of([certificate]))
+        try:
+            certified, certificate = _ask(client, access, ask, options.wait, keep)
+        except Refused as refusal:
+            if refusal.status != 202:
+                raise
+            raise ClientError(f"{refusal} Run the same command again for that, or with --wait 10m") from None
+    files = [(out, pem_of([certificate]), 0o644)]
+    if not same_key:
+        files.insert(0, (out_key, _pem_of_key(certified), 0o600))
+        done["key"] = str(out_key)
+    durable.write_all(files)
+    request_key.unlink(missing_ok=True)
     return {
         **done,
-        "certificate": f"{options.out}.pem",
+        "certificate": str(out),
         "serial": _hex(certificate.serial_number),
         "subject": names.shown(certificate.subject),
         "not_after": certificate.not_valid_after_utc.isoformat(),
     }
 
 
-def _ask(client: EstClient, access: Access, ask: Callable[[EstClient], T], wait: str | None) -> T:
-    """What `ask` gets, asked for until `wait` is over where a person must approve it first: with the same key and names
-    each time, on a connection and in a request of its own (RFC 7030 §4.2.3)."""
-    until = time.monotonic() + (duration(wait) if wait else 0)
+def _ask(
+    client: EstClient, access: Access, ask: Callable[[EstClient], T], wait_seconds: int, keep: Callable[[], None]
+) -> T:
+    """What `ask` gets, asked for so long where a person must approve it first: with the same key and names each time,
+    on a connection and in a request of its own (RFC 7030 §4.2.3). `keep` is called before the first wait."""
+    until = time.monotonic() + wait_seconds
     try:
         return ask(client)
     except Refused as refusal:
         waits = refusal
+    if waits.status == 202:
+        keep()
     while True:
         told = waits.retry_after or ""
         pause = int(told) if told.isdecimal() else _ASK_AGAIN_SECONDS
@@ -165,20 +183,24 @@ def _told(client: EstClient) -> asked.Asked:
         return asked.NOTHING
 
 
-def _wanted(options: Options) -> tuple[device_keys.Key, x509.Name, x509.SubjectAlternativeName | None]:
+def _wanted(
+    options: Options, request_key: Path
+) -> tuple[device_keys.Key, x509.Name, x509.SubjectAlternativeName | None]:
     """Key and names to ask for; a renewal asks for those of its certificate again."""
     if not options.renew:
         wanted: list[x509.GeneralName] = [x509.DNSName(one) for one in options.dns]
         wanted += [x509.IPAddress(ipaddress.ip_address(one)) for one in options.ip]
         wanted += [x509.UniformResourceIdentifier(one) for one in options.uri]
         san = x509.SubjectAlternativeName(wanted) if wanted else None
-        return device_keys.generate(options.key_type), names.read(options.subject), san
+        return _new_key(options.key_type, request_key), names.read(options.subject), san
     if options.cert is None:
         raise ClientError("--renew needs the certificate to renew: --cert")
     current = x509.load_pem_x509_certificate(options.cert.read_bytes())
-    key: Any = device_keys.generate(options.key_type)
+    key: Any
     if options.same_key:
         key = load_pem_private_key((options.key or options.cert).read_bytes(), None)
+    else:
+        key = _new_key(options.key_type, request_key)
     try:
         san = current.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -191,8 +213,27 @@ def _hex(serial: int) -> str:
     return serial.to_bytes((serial.bit_length() + 7) // 8, "big").hex()
 
 
-def _write_key(path: Path, key: PrivateKeyTypes) -> None:
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)  # a file that was there has kept its mode
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+def _new_key(kind: str, request_key: Path) -> Any:
+    """A new key, or that of a request which waits, where it is of this kind."""
+    if request_key.exists():
+        kept = load_pem_private_key(request_key.read_bytes(), None)
+        if csr.key_kind(kept.public_key()) == kind:
+            return kept
+    return device_keys.generate(kind)
+
+
+def _finish_writing(key: Path, certificate: Path) -> None:
+    """The key is renamed before the certificate, which is whole beside it then. A crash between the two left the new
+    key with the old certificate: by the next command the one that fits takes its place."""
+    beside = durable.beside(certificate)
+    try:
+        left = x509.load_pem_x509_certificate(beside.read_bytes())
+        fits = load_pem_private_key(key.read_bytes(), None).public_key() == left.public_key()
+    except (OSError, ValueError):
+        return  # none was left, or a crash before the first rename left a part of it
+    if fits:
+        durable.rename(beside, certificate)
+
+
+def _pem_of_key(key: PrivateKeyTypes) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -300,18 +300,31 @@ def test_R27_R29_a_request_for_a_key_is_found_by_the_requests_own_key(held: Serv
     assert _last(held) == before + 3
 
 
-def test_R27_estd_enroll_waits_no_longer_than_told(held: Server, folder: Path) -> None:
-    """Without --wait, and when it is over, the command ends with what the server said, and leaves no key behind."""
+@pytest.mark.parametrize("keygen", [(), ("--serverkeygen",)], ids=["simpleenroll", "serverkeygen"])
+def test_R27_estd_enroll_asks_again_by_another_command(held: Server, folder: Path, keygen: tuple[str, ...]) -> None:
+    """Without --wait, and when it is over, the command ends with what the server said and keeps the request's key: run
+    again it asks for the same request, and fetches what was approved. It is never the device's key unheard of."""
     basic = folder / "basic"
     basic.write_text(":".join(held.basic) + "\n")
     command = (
         "enroll", held.url, "--cacert", held.folder / "ca.pem", "--credential", basic, "--out", folder / "late",
-        "--subject", "CN=late",
+        "--subject", "CN=late", *keygen,
     )  # fmt: skip
-    assert "202: The request waits" in estd(*command, status=1).err
-    began = time.monotonic()
-    said = estd(*command, "--wait", "3s", status=1).err
-    assert "Asking again" in said
-    assert time.monotonic() - began >= 1
+    assert "a duration such as" in estd(*command, "--wait", "5x", status=2).err
+    before = _last(held)
+    said = estd(*command, status=1).err
+    assert said.startswith("estd: the server answered 202: The request waits")
+    assert said.endswith(" Run the same command again for that, or with --wait 10m\n")
+    request_key = folder / "late.request.key"
+    assert request_key.stat().st_mode & 0o777 == 0o600
+    kept = request_key.read_bytes()
+    assert "Asking again" in estd(*command, "--wait", "3s", status=1).err
+    assert (_last(held), request_key.read_bytes()) == (before + 1, kept)
     assert not (folder / "late.key").exists()
-    assert "estd: " in estd(*command, "--wait", "soon", status=1).err
+    decide(held, "approve", before + 1)
+    estd(*command)
+    assert shown(held, before + 1)["state"] == "issued"
+    assert not request_key.exists()
+    assert ((folder / "late.key").read_bytes() == kept) is not bool(keygen)
+    assert "202: " in estd(*command, "--key-type", "ec-p384", status=1).err
+    assert request_key.read_bytes() != kept

@@ -442,6 +442,41 @@ def test_a_device_enrolls_and_renews(server: Server, folder: Path) -> None:
     assert len({a.serial_number, b.serial_number, c.serial_number}) == 3
 
 
+_ENDS_BEFORE = """
+import os, sys
+from pathlib import Path
+from estd.cli import main
+replace, name = os.replace, sys.argv.pop(1)
+os.replace = lambda old, new: os._exit(137) if Path(new).name == name else replace(old, new)
+main()
+"""
+
+
+@pytest.mark.parametrize("last", ["a.key", "a.pem"])
+def test_a_renewal_in_place_outlives_its_end(server: Server, folder: Path, last: str) -> None:
+    """Whoever renews into the files that hold its only identity, and ends before the key has its name or between key
+    and certificate, renews with the next command all the same; the key is its owner's alone, whatever it was."""
+    certificate, key = server.idevid_files
+    enrolled(server, folder, "--cert", certificate, "--key", key, out="a")
+    (folder / "a.key").chmod(0o644)
+    before = {name: (folder / name).read_bytes() for name in ("a.key", "a.pem")}
+    command = (
+        "enroll", server.url, "--cacert", str(server.folder / "ca.pem"), "--cert", "a.pem", "--key", "a.key", "--renew",
+        "--out", "a",
+    )  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-c", _ENDS_BEFORE, last, *command], check=False, cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ended.returncode == 137
+    assert {name for name in before if (folder / name).read_bytes() == before[name]} == {last, "a.pem"}
+    estd(*command, cwd=folder)
+    renewed = x509.load_pem_x509_certificate((folder / "a.pem").read_bytes())
+    assert renewed.public_key() == load_pem_private_key((folder / "a.key").read_bytes(), None).public_key()
+    assert sorted(path.name for path in folder.iterdir()) == ["a.ca.pem", "a.key", "a.pem"]
+    assert mode(folder / "a.key") == 0o600
+
+
 @pytest.mark.parametrize("tls", ["1.2", "1.3"])
 def test_enroll_links_the_request_to_its_connection(server: Server, folder: Path, tls: str) -> None:
     """R37: a label that demands linking and says so gets it unasked, on both TLS versions; one that is silent about it
@@ -465,7 +500,7 @@ def test_cacerts_only_asks_for_no_certificate(server: Server, folder: Path) -> N
         (["--label", "nobody"], "404"),
         (["--label", "closed"], "401"),
         (["--renew"], "--renew needs the certificate"),
-        (["--subject", "nonsense"], ""),
+        (["--subject", "sensor-3"], "estd: the subject 'sensor-3' is not as RFC 4514 has it"),
         (["--ip", "10.0.0.300", "--subject", "CN=a"], "10.0.0.300"),
     ],
 )
