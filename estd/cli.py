@@ -15,7 +15,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials, durable, revocation
+from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials, durable, ledger, revocation
 from estd.cli_reload import reload_command
 from estd.cli_renewal import renewal_info_command
 from estd.cli_rollover import ca_group
@@ -329,11 +329,26 @@ def cert_revoke(file: Path, serial: bytes, reason: str, challenge_file: Path | N
     if challenge_file is not None:
         with Reader(config.ledger) as reader:
             revocation.prove(reader.revocation_challenge(row.serial), challenge_file.read_bytes())
-    with writer(config) as ledger:
-        ledger.revoke(row.serial, int(time.time()), REVOCATION_REASONS[reason])
+    with writer(config) as writing:
+        writing.revoke(row.serial, int(time.time()), REVOCATION_REASONS[reason])
     row = _row(config, serial)
     shown = _shown(row)
     click.echo(json.dumps(shown) if as_json else f"{shown['serial']} is revoked since {shown['revoked']}")
+
+
+@main.group("ledger")
+def ledger_group() -> None:
+    """The ledger itself: what was issued and revoked."""
+
+
+@ledger_group.command("create")
+@config_option
+@plainly
+def ledger_create(file: Path) -> None:
+    """Make an empty ledger where the instance's is lost and no copy is left."""
+    path = load(file).ledger
+    ledger.create(path)
+    click.echo(f"Made {path}, an empty ledger: it knows nothing of what was issued or revoked before.")
 
 
 main.add_command(cli_crl.crl_group)

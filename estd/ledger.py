@@ -99,6 +99,10 @@ class Row(NamedTuple):
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    if not path.exists():
+        raise LedgerError(
+            f"there is no ledger {path}: restore a copy, or where there is none make an empty one by estd ledger create"
+        )
     try:
         connection = sqlite3.connect(f"file:{path}?mode={mode}", uri=True, isolation_level=None, timeout=5.0)
     except sqlite3.Error as error:
@@ -107,12 +111,20 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def create(path: Path) -> None:
-    """An empty ledger, readable by its owner alone. Raises LedgerError where the file exists."""
+    """An empty ledger, readable by its owner alone. Raises LedgerError where the file exists, where another process
+    still writes one that is gone, or where its last rows lie beside: SQLite would delete these."""
+    log = path.with_name(path.name + "-wal")
+    if log.exists():
+        raise LedgerError(f"{log} holds rows of the ledger that was here: restore it with its ledger, or move it away")
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as error:
-        raise LedgerError(f"the ledger {path} cannot be made: {error}") from error
-    Writer(path).close()
+        raise LedgerError(f"the ledger {path} cannot be made: {error.strerror}") from error
+    try:
+        Writer(path).close()
+    except LedgerError:
+        path.unlink()
+        raise
 
 
 def _no_registry(error: sqlite3.Error) -> LedgerError:

@@ -344,6 +344,32 @@ def test_check_says_all_that_is_wrong_with_the_file(copy: Server) -> None:
     assert [line.partition(":")[0] for line in lines] == ["label.default.pem", "ledger.colour"]
 
 
+def test_a_lost_ledger_is_made_anew_by_an_operators_word_alone(copy: Server) -> None:
+    """`check` says what to do and makes none; `ledger create` makes an empty one, never over or beside what is there,
+    nor while a process still writes the one that is gone."""
+    path = copy.folder / "ledger.sqlite3"
+    create = ("ledger", "create", "--config", copy.config)
+    assert "cannot be made: File exists" in estd(*create, status=1).err
+    with closing(Writer(path)) as writer:
+        writer.record([row()])
+        shutil.move(path, copy.folder / "moved")
+        (log := path.with_name("ledger.sqlite3-wal")).rename(copy.folder / "moved-wal")
+        assert "another process writes the ledger" in estd(*create, status=1).err
+        assert not path.exists()
+    told = estd("check", copy.config, status=1).err
+    assert told == (
+        f"ledger.path: there is no ledger {path}: restore a copy, or where there is none make an empty one by "
+        "estd ledger create\n"
+    )
+    log.write_bytes(b"rows")
+    assert "move it away" in estd(*create, status=1).err
+    assert (path.exists(), log.read_bytes()) == (False, b"rows")
+    log.unlink()
+    assert "an empty ledger" in estd(*create).out
+    assert (copy.rows(), mode(path)) == ([], 0o600)
+    assert "nothing is wrong" in estd("check", copy.config).out
+
+
 def _ledger_of_another_kind(copy: Server) -> None:
     (copy.folder / "ledger.sqlite3").write_bytes(b"not a database " * 1000)
 
