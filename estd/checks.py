@@ -46,7 +46,7 @@ def _tls(config: Config) -> list[str]:
     try:
         tls.server_context(server.tls_certificate, server.tls_key)
     except (SSL.Error, OSError) as error:
-        return [f"server.tls_certificate, server.tls_key: they do not serve TLS together: {error}"]
+        return [f"server.tls_certificate, server.tls_key: {error}"]
     return material.tls_problems(config)
 
 

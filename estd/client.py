@@ -13,6 +13,7 @@ import io
 import ipaddress
 import socket
 import ssl
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_private_key, pkcs7
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509 import verification
 from OpenSSL import SSL
 
-from estd import asked, renewal_info
+from estd import asked, renewal_info, tls
 from estd.errors import ClientError, Refused
 
 _TIMEOUT_SECONDS = 30.0
@@ -112,8 +114,10 @@ class EstClient:
         context.set_verify(SSL.VERIFY_PEER, lambda *_: True)  # judged in _verify, before anything is sent
         try:
             if access.certificate is not None:
-                context.use_certificate_chain_file(str(access.certificate))
-                context.use_privatekey_file(str(access.key or access.certificate))
+                tls.use_pair(context, access.certificate, access.key or access.certificate)
+        except (OSError, SSL.Error) as error:
+            raise ClientError(f"{error}; --cert and --key name the files") from error
+        try:
             raw = socket.create_connection((self._host, self._port), timeout=_TIMEOUT_SECONDS)
             raw.settimeout(None)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -260,7 +264,9 @@ def _system_anchors() -> list[x509.Certificate]:
     path = ssl.get_default_verify_paths().cafile
     if path is None:
         raise ClientError("this system has no trust anchors; name the CA's certificate with --cacert")
-    return x509.load_pem_x509_certificates(Path(path).read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # old roots; the system's choice, not ours
+        return x509.load_pem_x509_certificates(Path(path).read_bytes())
 
 
 def pem_of(certificates: Sequence[x509.Certificate]) -> bytes:

@@ -7,7 +7,8 @@ functions and refuse to start on the first problem.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -146,6 +147,17 @@ def load_ca(ca: Ca, changes: Changes, now: datetime | None = None) -> CaCertific
     return CaCertificate.of(path[0], [*path[1:], *next(found, [])])
 
 
+@contextmanager
+def _of_key(key: str, holds: str) -> Iterator[None]:
+    """What is wrong with a file is told with the key that names it, and what it holds where it is not there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{key}: there is no {error.filename}; it holds {holds}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
 def _rule(allow: Allow, ca: CaCertificate | None, changes: Changes) -> Rule:
     """The rule with its anchors and CRLs, or its registration authorities. Raises OSError or ValueError."""
     if allow.certificates is not None and ca is not None:
@@ -153,10 +165,12 @@ def _rule(allow: Allow, ca: CaCertificate | None, changes: Changes) -> Rule:
     if allow.names is not None:
         registry.try_names(allow.names)
     if allow.hook is not None:
-        hook_secret(allow.hook.secret_file)
+        with _of_key("secret_file", "a secret that the service knows too, made by openssl rand -hex 32"):
+            hook_secret(allow.hook.secret_file)
     if allow.anchors is None:
         return Rule(allow=allow, anchors=None, crls=None)
-    found = _held(allow.anchors, changes)
+    with _of_key("anchors", "the certificates of the CAs that are trusted, in PEM"):
+        found = _held(allow.anchors, changes)
     return Rule(allow=allow, anchors=Anchors(found), crls=CrlFiles(allow.crls, found))
 
 

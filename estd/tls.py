@@ -27,7 +27,7 @@ _TLS13_CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_PO
 
 
 def server_context(certificate: Path, key: Path) -> SSL.Context:
-    """The TLS context of an edge. Raises SSL.Error or OSError where the files do not fit."""
+    """The TLS context of an edge. Raises as `use_pair`."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(_CIPHERS)
@@ -36,11 +36,25 @@ def server_context(certificate: Path, key: Path) -> SSL.Context:
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | _OP_PRIORITIZE_CHACHA)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    context.use_certificate_chain_file(str(certificate))
-    context.use_privatekey_file(str(key))
-    context.check_privatekey()
+    use_pair(context, certificate, key)
     context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
     return context
+
+
+def use_pair(context: SSL.Context, certificate: Path, key: Path) -> None:
+    """Raises OSError, or SSL.Error in words: OpenSSL's own say neither which file it was nor why it could not be
+    read."""
+    for path in (certificate, key):
+        path.open("rb").close()
+    try:
+        context.use_certificate_chain_file(str(certificate))
+    except SSL.Error:
+        raise SSL.Error(f"{certificate} holds no certificate in PEM") from None
+    try:
+        context.use_privatekey_file(str(key))
+        context.check_privatekey()
+    except SSL.Error:
+        raise SSL.Error(f"{key} holds no private key in PEM that fits the certificate in {certificate}") from None
 
 
 def _is_one_record(data: bytes) -> bool:

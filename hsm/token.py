@@ -23,6 +23,7 @@ from pkcs11._pkcs11 import lib as _PythonPkcs11
 from hsm.errors import TokenError, TokenRefused, classify
 
 _CKF_OS_LOCKING_OK = 0x2
+_CKR_CANT_LOCK = 0xA
 _CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -76,7 +77,10 @@ class _Module(_PythonPkcs11):
         arguments = _InitializeArgs(flags=_CKF_OS_LOCKING_OK)
         code = call(ctypes.addressof(arguments))
         if code not in (0, _CKR_CRYPTOKI_ALREADY_INITIALIZED):
-            raise TokenRefused("C_Initialize", f"{self._path} does not initialise for several threads ({code:#x})")
+            why = "is what it reads there? SoftHSM's is the file in SOFTHSM2_CONF and the folder of tokens named there"
+            if code == _CKR_CANT_LOCK:
+                why = "it is not for several threads"
+            raise TokenRefused("C_Initialize", f"{self._path} does not initialise ({code:#x}): {why}")
 
     def init_token(self, slot_id: int, label: str, so_pin: str) -> None:
         """C_InitToken, which python-pkcs11 does not offer."""
