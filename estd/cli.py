@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, crede
 from estd.cli_reload import reload_command
 from estd.cli_renewal import renewal_info_command
 from estd.cli_rollover import ca_group
-from estd.command import READABLE, config_option, json_option, limit_option, plainly, writer
+from estd.command import READABLE, config_option, json_option, key_id_option, limit_option, plainly, writer
 from estd.config import Config, load
 from estd.issuance import SERIAL_BYTES
 from estd.labels import KEY_KINDS
 from estd.ledger import REVOCATION_REASONS, LedgerError, Reader, Row
 from estd.ledger_requests import plain_text
+from estd.names import is_dns
 from estd.toml_table import address, duration
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -47,6 +49,16 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str) -
     return value
 
 
+def _hosts(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    for host in value:
+        try:
+            ip_address(host)
+        except ValueError:
+            if not is_dns(host):
+                raise click.BadParameter(f"{host!r} is neither a DNS name nor an address") from None
+    return value
+
+
 def _duration(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
     try:
         return duration(value)
@@ -58,20 +70,22 @@ def _duration(_context: click.Context, _parameter: click.Parameter, value: str) 
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
 @click.option("--ca-key", type=click.Choice(["ec-p256", "ec-p384", "rsa-3072"]), default="ec-p256", show_default=True)
 @click.option("--ca-name", default="estd Root CA", show_default=True, help="Common name of the new root.")
-@click.option("--host", "hosts", multiple=True, help="A name or address of this server, for its TLS certificate.")
+@click.option(
+    "--host", "hosts", multiple=True, callback=_hosts, help="A name or address of this server, for its TLS certificate."
+)
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, callback=_address)
 @click.option("--admin", default="127.0.0.1:9443", show_default=True, callback=_address)
 @click.option("--demo", is_flag=True, help="Also a manufacturer with a device, and a Basic credential, in DIR/demo.")
 @click.option("--module", type=READABLE, help="PKCS#11 module of a token that already holds the CA's key.")
 @click.option("--token-label", help="Label of that token.")
 @click.option("--pin-file", type=READABLE, help="File with that token's PIN.")
-@click.option("--key-id", help="CKA_ID of the CA's key, in hexadecimal.")
+@key_id_option("CKA_ID of the CA's key, in hexadecimal.")
 @click.option("--ca-cert", type=READABLE, help="The CA's certificate, which may be under somebody else's root.")
 @click.option("--ca-chain", type=READABLE, help="The certificates above it, up to the root.")
 @plainly
 def init_command(
     folder: Path, ca_key: Any, ca_name: str, hosts: tuple[str, ...], listen: str, admin: str, demo: bool,
-    module: Path | None, token_label: str | None, pin_file: Path | None, key_id: str | None, ca_cert: Path | None,
+    module: Path | None, token_label: str | None, pin_file: Path | None, key_id: bytes | None, ca_cert: Path | None,
     ca_chain: Path | None,
 ) -> None:  # fmt: skip
     """Make an instance in DIR: configuration, token with the CA's key, root, TLS certificate, ledger.
@@ -86,7 +100,7 @@ def init_command(
         if not (module and token_label and pin_file and key_id and ca_cert):
             raise click.UsageError("an existing CA needs --module, --token-label, --pin-file, --key-id and --ca-cert")
         existing = instance.ExistingCa(
-            module=module, token_label=token_label, pin_file=pin_file, key_id=bytes.fromhex(key_id),
+            module=module, token_label=token_label, pin_file=pin_file, key_id=key_id,
             certificate=ca_cert, chain=ca_chain,
         )  # fmt: skip
     instance.init(

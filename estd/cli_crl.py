@@ -69,18 +69,26 @@ def crl_show(file: Path, ca: str | None, as_json: bool) -> None:
 @crl_group.command("renew")
 @config_option
 @click.option("--ca", help="Of this CA only.")
+@json_option
 @plainly
-def crl_renew(file: Path, ca: str | None) -> None:
+def crl_renew(file: Path, ca: str | None, as_json: bool) -> None:
     """Make each CA's CRL anew: by the server within seconds, or with none running, here and now."""
     config = load(file)
     crls = _crls(config, ca)
     with writer(config) as ledger:
+        made = isinstance(ledger, Writer)
         if isinstance(ledger, Writer):
             _make_here(config, crls, ledger)
-            return
-        for one in crls:
-            ledger.want_crl(one.name)
-            click.echo(f"asked the server for a new CRL of {one.name}: {one.plan.file}")
+        else:
+            for one in crls:
+                ledger.want_crl(one.name)
+    for one in crls:
+        if as_json:
+            shown = {"ca": one.ca_name, "key_id": one.key_id.hex(), "made": made, "file": str(one.plan.file)}
+            click.echo(json.dumps(shown))
+        else:
+            done = "made a new CRL" if made else "asked the server for a new CRL"
+            click.echo(f"{done} of {one.name}: {one.plan.file}")
 
 
 def _make_here(config: Config, crls: list[CrlSigner], ledger: Writer) -> None:
@@ -98,5 +106,3 @@ def _make_here(config: Config, crls: list[CrlSigner], ledger: Writer) -> None:
         report=lambda *_, **__: None,
     )
     keeper.make_all()
-    for one in signed:
-        click.echo(f"made a new CRL of {one.name}: {one.plan.file}")

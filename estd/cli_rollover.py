@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from estd import reload_report, transition
-from estd.command import config_option, json_option, plainly
+from estd.command import config_option, json_option, key_id_option, plainly
 from estd.config import Ca, Config, load
 from estd.errors import ConfigError
 from estd.labels import KEY_KINDS
@@ -66,13 +66,13 @@ def rollover_group() -> None:
 
 @_command("prepare")
 @click.option("--key", "kind", type=click.Choice(_CA_KINDS), help="The new key's kind; without, the old one's.")
-@click.option("--key-id", help="CKA_ID (hexadecimal) of a key that is in the token already; without, one is made.")
+@key_id_option("CKA_ID (hexadecimal) of a key that is in the token already; without, one is made.")
 @click.option("--years", type=click.IntRange(1, 100), help="The new root's life; without, as long as the old one's.")
-def prepare_command(file: Path, name: str | None, as_json: bool, kind: Any, key_id: str | None, years: int) -> None:
+def prepare_command(file: Path, name: str | None, as_json: bool, kind: Any, key_id: bytes | None, years: int) -> None:
     """Make the new key and root; cacerts then has both, and the certificates that join them. The old key issues."""
     from estd import rollover
 
-    plan = rollover.Plan(kind=kind, key_id=None if key_id is None else bytes.fromhex(key_id), years=years)
+    plan = rollover.Plan(kind=kind, key_id=key_id, years=years)
     with rollover.alone(file) as config:
         ca = rollover.choose(config, name)
         rollover.prepare(config, ca, plan)

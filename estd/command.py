@@ -6,23 +6,38 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
 from estd import owner
 from estd.config import Config
 from estd.errors import ClientError, ConfigError
-from estd.ledger import LedgerError, Writer
+from estd.ledger import LedgerError, LedgerTaken, Writer
 from estd.ledger_link import RemoteWriter
+from estd.toml_table import hexadecimal
 from hsm.errors import TokenError
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 READABLE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
 NUMBER = click.IntRange(1, 2**63 - 1)
 """A row's number, as the ledger counts."""
 limit_option = click.option("--limit", type=click.IntRange(-1, 2**63 - 1), default=-1, help="At most so many.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print data, not words.")
+
+
+def _key_id(_context: click.Context, _parameter: click.Parameter, value: str | None) -> bytes | None:
+    try:
+        return value if value is None else hexadecimal(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a CKA_ID in hexadecimal, such as 01") from None
+
+
+def key_id_option(text: str) -> Callable[[F], F]:
+    return click.option("--key-id", callback=_key_id, help=text)
+
+
 config_option = click.option(
     "--config", "file", type=READABLE, default=Path("estd.toml"), show_default=True, help="The configuration."
 )
@@ -41,6 +56,8 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
             for problem in error.problems:
                 click.echo(problem, err=True)
             sys.exit(1)
+        except BrokenPipeError:
+            raise  # whoever read our words has had enough; click ends in silence
         except (LedgerError, TokenError, ClientError, OSError, ValueError) as error:
             click.echo(f"estd: {error}", err=True)
             sys.exit(1)
@@ -64,5 +81,5 @@ def writer(config: Config) -> Writer | RemoteWriter:
     owner.check(config)
     try:
         return Writer(config.ledger)
-    except LedgerError:
+    except LedgerTaken:
         return RemoteWriter(config.ledger, config.run / "ledger.sock")

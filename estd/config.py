@@ -17,7 +17,7 @@ from estd.crl_plan import CrlPlan, read_plan
 from estd.errors import ConfigError
 from estd.labels import Label, Profile, may_lead_to, profiles_of, read_label, read_profile, ungranted
 from estd.proxy_settings import ProxySettings, read_proxy
-from estd.toml_table import Address, Table, address
+from estd.toml_table import Address, Table, address, hexadecimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ def _ca(name: str, table: Table) -> Ca:
         name=name,
         certificate=table.file("certificate"),
         chain=table.optional_file("chain"),
-        key_id=table.take("key_id", bytes.fromhex, None, "a CKA_ID in hexadecimal"),
+        key_id=table.take("key_id", hexadecimal, None, "a CKA_ID in hexadecimal"),
         crl=read_plan(name, table),
     )
     table.done()

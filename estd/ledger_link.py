@@ -163,7 +163,10 @@ class RemoteWriter(Reader):
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
-            raise LedgerBroken(f"the ledger's writer at {self._path} does not answer: {error}") from error
+            why = str(error)
+            if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+                why = "nobody is there; where an instance in another folder serves this ledger, name its configuration"
+            raise LedgerBroken(f"the ledger's writer at {self._path} does not answer: {why}") from error
         if not answer["ok"]:
             raise LedgerError(answer["error"])
         return answer

@@ -286,11 +286,14 @@ def _of_kind(
     return list({_folded_san(name): name for name in granted}.values())
 
 
+def is_dns(text: str) -> bool:
+    """Whether it can be a dNSName."""
+    return bool(_DNS.fullmatch(text))
+
+
 def _dns_allowed(name: x509.GeneralName, rule: NameRule) -> bool:
     value = str(name.value)
-    return bool(_DNS.fullmatch(value)) and (
-        not rule.patterns or any(_fits(value.lower(), one.lower()) for one in rule.patterns)
-    )
+    return is_dns(value) and (not rule.patterns or any(_fits(value.lower(), one.lower()) for one in rule.patterns))
 
 
 def _ip_allowed(name: x509.GeneralName, rule: NameRule) -> bool:

@@ -152,6 +152,13 @@ def size(text: Any) -> int:
     return int(found[1]) * {"B": 1, "KiB": 1024, "MiB": 1024 * 1024}[found[2]]
 
 
+def hexadecimal(text: Any) -> bytes:
+    """Octets of "01ab"."""
+    if not isinstance(text, str) or not re.fullmatch(r"([0-9A-Fa-f]{2})+", text):
+        raise ValueError
+    return bytes.fromhex(text)
+
+
 def address(text: Any) -> Address:
     """Host and port of "127.0.0.1:8443" or "[::1]:8443"."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):(\d{1,5})", text) if isinstance(text, str) else None

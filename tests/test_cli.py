@@ -26,9 +26,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key, load_pem_private_key
 
-from estd import __version__, cli
+from estd import __version__, cli, command
+from estd.config import load
 from estd.errors import Refused
-from estd.ledger import Writer
+from estd.ledger import LedgerError, Writer
 from tests import make, servers
 from tests.servers import Server, wait_for
 from tests.test_ledger import row
@@ -272,9 +273,8 @@ def test_an_issuing_ca_that_is_there_already(corporate: Corporate) -> None:
         (["--ca-chain", "issuing.pem"], "ca01", "chain"),
         (["--ca-chain", "root.pem"], "ca02", "not the key of"),
         (["--ca-chain", "root.pem"], "ca03", "no public key"),
-        (["--ca-chain", "root.pem"], "xyz", "hexadecimal"),
     ],
-    ids=["no chain", "no root", "other key", "no key", "no id"],
+    ids=["no chain", "no root", "other key", "no key"],
 )
 def test_an_existing_ca_that_does_not_fit_is_refused(
     corporate: Corporate, folder: Path, options: list[str], key_id: str, told: str
@@ -392,6 +392,22 @@ def _no_pin(copy: Server) -> None:
     (copy.folder / "token" / "pin").write_text("\n")
 
 
+def _no_tls_key(copy: Server) -> None:
+    (copy.folder / "server.key").unlink()
+
+
+def _tls_key_of_another(copy: Server) -> None:
+    (copy.folder / "server.key").write_bytes(make.certificate().key_pem)
+
+
+def _no_softhsm_configuration(copy: Server) -> None:
+    (copy.folder / "token" / "softhsm2.conf").unlink()
+
+
+def _no_key_id(copy: Server) -> None:
+    copy.config.write_text(copy.config.read_text().replace('key_id = "01"', 'key_id = "zz"'))
+
+
 def _anchor_is_no_ca(copy: Server) -> None:
     (copy.folder / "demo" / "manufacturer.pem").write_bytes((copy.folder / "demo" / "idevid.pem").read_bytes())
 
@@ -405,12 +421,83 @@ def _anchor_is_no_ca(copy: Server) -> None:
         (_no_module, "token: there is no PKCS#11 module"),
         (_no_pin, "token.pin_file: "),
         (_anchor_is_no_ca, "can let nobody in: basicConstraints.cA must be asserted"),
+        (
+            _no_tls_key,
+            "server.tls_certificate, server.tls_key: [Errno 2] No such file or directory: '{0}/server.key'\n",
+        ),
+        (
+            _tls_key_of_another,
+            "{0}/server.key holds no private key in PEM that fits the certificate in {0}/server.pem\n",
+        ),
+        (
+            _no_softhsm_configuration,
+            "does not initialise (0x5): is what it reads there? SoftHSM's is the file in SOFTHSM2_CONF",
+        ),
+        (_no_key_id, "ca.root.key_id: 'zz' is not a CKA_ID in hexadecimal\n"),
     ],
 )
 def test_check_finds_what_is_wrong(copy: Server, spoil: Callable[[Server], None], told: str) -> None:
     """Each thing that would keep the server from serving is a sentence."""
     spoil(copy)
-    assert told in estd("check", copy.config, status=1).err
+    assert told.replace("{0}", str(copy.folder)) in estd("check", copy.config, status=1).err
+
+
+def test_check_says_which_key_names_a_file_that_is_missing(copy: Server) -> None:
+    """And what makes it, or what it holds."""
+    for name in ("approvers", "demo/manufacturer.pem", "demo/inventory.secret"):
+        (copy.folder / name).unlink()
+    told = estd("check", copy.config, status=1).err
+    approvers = copy.folder / "approvers"
+    assert f"admin.credentials: there is no {approvers}; this makes it: estd credential add {approvers} NAME\n" in told
+    assert f"label.default.allow[1]: anchors: there is no {copy.folder}/demo/manufacturer.pem; it holds the" in told
+    assert f": secret_file: there is no {copy.folder}/demo/inventory.secret; it holds a secret that" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["init", "new", "--host", "bad_host!"], "'bad_host!' is neither a DNS name nor an address"),
+        (["init", "new", "--key-id", "zz"], "'zz' is not a CKA_ID in hexadecimal"),
+        (
+            ["ca", "rollover", "prepare", "--config", __file__, "--key-id", "0x01"],
+            "'0x01' is not a CKA_ID in hexadecimal",
+        ),
+        (["enroll", "https://127.0.0.1:1", "--wait", "5x"], "a duration such as"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_a_wrong_command_line(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, words: list[str], told: str
+) -> None:
+    """It is said in words before anything is done."""
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(cli.main, words)
+    assert (result.exit_code, list(folder.iterdir())) == (2, [])
+    assert told in " ".join(result.output.split())
+
+
+def test_who_writes_the_ledger_is_told_from_what_is_wrong_with_it(copy: Server) -> None:
+    """A ledger that cannot be written is said to be that; one that another process has is asked for on its socket, and
+    where nobody is there the sentence says where to look."""
+    config, path = load(copy.config), copy.folder / "ledger.sqlite3"
+    with closing(Writer(path)), command.writer(config) as asked, pytest.raises(LedgerError, match="in another folder"):
+        asked.revoke(b"\1" * 16, 1, 1)
+    _ledger_of_another_kind(copy)
+    with pytest.raises(LedgerError, match="cannot be opened for writing: file is not a database"):
+        command.writer(config)
+
+
+def test_who_has_read_enough_is_told_nothing(copy: Server) -> None:
+    """`estd cert list | head -1` ends in silence."""
+    with closing(Writer(copy.folder / "ledger.sqlite3")) as writer:
+        writer.record([row()])
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "estd.cli", "cert", "list", "--json", "--config", copy.config], check=False, cwd=ROOT,
+        stdout=writing, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
@@ -542,6 +629,8 @@ def test_a_server_that_is_not_trusted_gets_nothing(server: Server, folder: Path)
     (folder / "other.pem").write_bytes(make.certificate(ca=True).pem)
     done = estd("enroll", server.url, "--cacert", "other.pem", "--cacerts-only", cwd=folder, status=1)
     assert "is not trusted" in done.err
+    told = estd("enroll", server.url, "--cacerts-only", cwd=folder, status=1).err
+    assert len(told.splitlines()) == 1, "the system's own roots, however old, are nobody's warning"
     assert [path.name for path in folder.iterdir()] == ["other.pem"]
 
 
@@ -549,6 +638,14 @@ def test_a_server_that_is_away_is_a_sentence(folder: Path) -> None:
     """Nobody listens there: a sentence and status 1."""
     done = estd("enroll", f"https://127.0.0.1:{servers.free_port()}", "--cacerts-only", cwd=folder, status=1)
     assert "no TLS connection" in done.err
+
+
+def test_a_certificate_without_its_key_is_a_sentence(bare: Server) -> None:
+    """Before anybody is asked, with the file and the options."""
+    path = bare.folder / "demo" / "idevid.pem"
+    told = estd("enroll", "https://127.0.0.1:1", "--cert", path, status=1).err
+    fault = f"{path} holds no private key in PEM that fits the certificate in {path}"
+    assert told == f"estd: {fault}; --cert and --key name the files\n"
 
 
 def test_a_credential_lets_in_within_a_second(server: Server, folder: Path) -> None:

@@ -247,7 +247,7 @@ def test_a_newer_schema_is_refused(path: Path, opener: type[Reader]) -> None:
 @pytest.mark.parametrize("opener", [Reader, Writer])
 def test_a_ledger_that_is_missing_is_not_made(folder: Path, opener: type[Reader]) -> None:
     """A path that leads nowhere is an error, never a new and empty ledger."""
-    with pytest.raises(LedgerError, match="there is no ledger .* estd ledger create"):
+    with pytest.raises(LedgerError, match=r"there is no ledger .* estd ledger create"):
         opener(folder / "elsewhere.sqlite3")
     assert not (folder / "elsewhere.sqlite3").exists()
 
