@@ -16,7 +16,8 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd import __version__, cli_crl, cli_device, cli_requests, cli_size, credentials, durable, ledger, revocation
+from estd import __version__, cli_device, cli_requests, cli_size, credentials, durable, ledger, owner, revocation
+from estd.cli_crl import crl_group
 from estd.cli_reload import reload_command
 from estd.cli_renewal import renewal_info_command
 from estd.cli_rollover import ca_group
@@ -360,12 +361,13 @@ def ledger_group() -> None:
 @plainly
 def ledger_create(file: Path) -> None:
     """Make an empty ledger where the instance's is lost and no copy is left."""
-    path = load(file).ledger
-    ledger.create(path)
-    click.echo(f"Made {path}, an empty ledger: it knows nothing of what was issued or revoked before.")
+    config = load(file)
+    owner.check(config)
+    ledger.create(config.ledger)
+    click.echo(f"Made {config.ledger}, an empty ledger: it knows nothing of what was issued or revoked before.")
 
 
-main.add_command(cli_crl.crl_group)
+main.add_command(crl_group)
 main.add_command(cli_requests.requests_group)
 main.add_command(renewal_info_command)
 main.add_command(reload_command)

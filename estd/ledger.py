@@ -114,7 +114,7 @@ def create(path: Path) -> None:
     """An empty ledger, readable by its owner alone. Raises LedgerError where the file exists, where another process
     still writes one that is gone, or where its last rows lie beside: SQLite would delete these."""
     log = path.with_name(path.name + "-wal")
-    if log.exists():
+    if not path.exists() and log.exists() and log.stat().st_size:
         raise LedgerError(f"{log} holds rows of the ledger that was here: restore it with its ledger, or move it away")
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
