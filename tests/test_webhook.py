@@ -96,6 +96,7 @@ def service() -> Iterator[Service]:
 PATIENT = 'deadline = "30s"'
 """Longer than any machine is busy with something else; what is to be late is asked of those who are HASTY."""
 HASTY = 'deadline = "1s"'
+WITH_TIME = text("server", 'deadline = "60s"')
 
 
 def hook_rule(port: int, *lines: str) -> str:
@@ -112,7 +113,7 @@ class Scene:
     def __init__(self, folder: Path, port: int, *lines: str) -> None:
         (folder / "ca.pem").write_bytes(make.certificate(ca=True).pem)
         (folder / "hook.secret").write_text(SECRET + "\n")
-        loaded = material.load(config.parse(text() + hook_rule(port, *lines), folder))
+        loaded = material.load(config.parse(WITH_TIME + hook_rule(port, *lines), folder))
         self.logged: list[dict[str, Any]] = []
         self.slot = metrics.Slot(memoryview(array("d", bytes(8 * metrics.SLOT_DOUBLES))))
         (policy,) = loaded.policies
@@ -272,7 +273,7 @@ def test_a_bad_secret_file_is_told_and_never_shown(folder: Path, service: Servic
     assert service.posts == []
     assert len(scene.logged) == webhook.FAILURES_MAX
     assert all("hook.secret" in one["why"] and "4711" not in one["why"] for one in scene.logged)
-    _, (told,) = material.read(config.parse(text() + hook_rule(service.port), folder))
+    _, (told,) = material.read(config.parse(WITH_TIME + hook_rule(service.port), folder))
     assert told.startswith("label.default.allow[0]: ")
     assert "hook.secret" in told
     assert "4711" not in told
@@ -371,6 +372,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, S
         f'url = "http://127.0.0.1:{service.port}/who"\n'
     )
     devices = 'anchors = "demo/manufacturer.pem"\ncrls = ["demo/manufacturer.crl"]\n'
+    made.config.write_text(made.config.read_text().replace('# deadline = "10s"', 'deadline = "60s"'))
     with made.config.open("a") as file:
         file.write(
             f'[label.asked]\nca = "root"\n[[label.asked.allow]]\nwho = "issued"\n[[label.asked.allow]]\n{common}'
