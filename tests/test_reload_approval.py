@@ -112,8 +112,8 @@ def _port(server: Server) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (_no_file, "admin.credentials: [Errno 2]"),
-        (_odd_file, "admin.credentials: line 1 is not"),
+        (_no_file, "admin.credentials: there is no "),
+        (_odd_file, "odd: line 1 is not"),
         (_ledger, "other.sqlite3 needs a restart; this server runs with "),
         (_port, "server.admin: 127.0.0.1:1 needs a restart"),
     ],
