@@ -87,8 +87,9 @@ class CrlBody:
     """What an edge answers at /crls: a CA's CRLs, looked at again once a second at most. In a rollover there are two
     keys that sign them, and right after the change the CA's file has the old one's yet.
 
-    A long CRL is read and wrapped in a thread, which alone touches what was found; whoever asks meanwhile gets what
-    was there before.
+    What is there when an edge starts is read then: one of a generation that retires could not read what the next one's
+    key signs. Afterwards a CRL, which may be long, is read and wrapped in a thread, which alone touches what was found;
+    whoever asks meanwhile gets what was there before.
     """
 
     def __init__(self, files: Sequence[Path], cas: Sequence[CaCertificate]) -> None:
@@ -99,6 +100,7 @@ class CrlBody:
         self._found: dict[Path, bytes] = {}
         self._body = b""
         self._look_again = 0.0
+        self._look()
 
     async def get(self) -> bytes:
         """A 503 while there is none. One that cannot be believed leaves the one before it in its place."""

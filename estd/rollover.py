@@ -176,8 +176,6 @@ def _check_repeated(plan: Plan, state: State, new: Any) -> None:
 
 def _check_given(token: Token, old: x509.Certificate, key_id: bytes) -> None:
     """Raises ConfigError, before anything is written, where the key that is asked for is not a new one."""
-    if not key_id:
-        raise ConfigError(["--key-id names no key: give its CKA_ID, or leave the option out and one is made"])
     if keys.signer(token, key_id).public_key() == old.public_key():
         raise ConfigError([f"the key {key_id.hex()} is the old one; a rollover is to another key"])
 

@@ -406,17 +406,17 @@ def test_an_intermediate_is_told_what_to_do(bare: Server, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "told", "status"),
     [
-        (["--ca", "nobody"], "there is no [ca.nobody]; there are root"),
-        (["--years", "1"], "would not outlive"),
-        (["--key-id", "zz"], "non-hexadecimal"),
-        (["--key-id", ""], "names no key"),
+        (["--ca", "nobody"], "there is no [ca.nobody]; there are root", 1),
+        (["--years", "1"], "would not outlive", 1),
+        (["--key-id", "zz"], "is not a CKA_ID", 2),
+        (["--key-id", ""], "is not a CKA_ID", 2),
     ],
 )
-def test_what_cannot_be_prepared_is_a_sentence(bare: Server, options: list[str], told: str) -> None:
+def test_what_cannot_be_prepared_is_a_sentence(bare: Server, options: list[str], told: str, status: int) -> None:
     """A wrong option changes nothing and says why."""
-    assert told in rollover(bare, "prepare", *options, status=1)
+    assert told in rollover(bare, "prepare", *options, status=status)
     assert rollover(bare, "status")["stage"] == "none"
     (bare.folder / "ca.rollover-given-up").mkdir(exist_ok=True)
     assert "begin with" in rollover(bare, "activate", status=1)

@@ -173,7 +173,7 @@ def test_R45_crls_answers_through_a_rollover(folder: Path) -> None:
         finally:
             through.set()
             looking.join(timeout=60)
-        assert {status for status, _ in seen} == {200}
+        assert {status: body for status, body in seen if status != 200} == {}
         for root in (old, new):
             numbers = [
                 number(crl)
@@ -181,7 +181,8 @@ def test_R45_crls_answers_through_a_rollover(folder: Path) -> None:
                 for crl in map(x509.load_der_x509_crl, crls_of(body))
                 if crl.is_signature_valid(root.public_key())  # type: ignore[arg-type]
             ]
-            assert numbers == sorted(numbers)
+            # An edge that retires may answer once more with what it knew.
+            assert list(dict.fromkeys(numbers)) == sorted(set(numbers))
             assert len(set(numbers)) > 1
         every = {crl for _, body in seen for crl in crls_of(body)}
         assert len({number(x509.load_der_x509_crl(crl)) for crl in every}) == len(every)
