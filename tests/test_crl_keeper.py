@@ -441,7 +441,7 @@ def test_R45_an_edge_believes_no_file_but_its_cas(world: World, case: str, monke
     path = world.plan("ec-p256").file
     world.settle()
     good = path.read_bytes()
-    seen, fresh = crl_file.CrlBody([path], [ca()]), crl_file.CrlBody([path], [ca()])
+    seen = crl_file.CrlBody([path], [ca()])
 
     async def act() -> None:
         body = await seen.get()
@@ -449,6 +449,7 @@ def test_R45_an_edge_believes_no_file_but_its_cas(world: World, case: str, monke
         assert HOSTILE[case](good) != good
         crl_file.write(path, HOSTILE[case](good))
         assert await seen.get() == body
+        fresh = crl_file.CrlBody([path], [ca()])
         with pytest.raises(Unavailable) as refused:
             await fresh.get()
         assert refused.value.retry_after is not None
@@ -458,17 +459,28 @@ def test_R45_an_edge_believes_no_file_but_its_cas(world: World, case: str, monke
     asyncio.run(act())
 
 
+def test_R45_an_edge_that_starts_reads_what_is_there(world: World) -> None:
+    """R45: the file of before a change of keys, which an edge of the generation before the change cannot read any more
+    once it is asked: it has read it."""
+    path = world.plan("ec-p256").file
+    world.settle()
+    old = path.read_bytes()
+    body = crl_file.CrlBody([path], [ca()])
+    crl_file.write(path, _other())
+    assert asyncio.run(body.get()) == wire.crls([old])
+
+
 def test_an_edge_reads_a_crl_beside_its_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a new CRL is read, the loop goes on: whoever asks gets the one before it, or waits where there was none; a
     client that leaves meanwhile takes nothing from the others."""
     monkeypatch.setattr(crl_file, "_LOOK_AGAIN_SECONDS", 0.0)
     path = world.plan("ec-p256").file
+    body = crl_file.CrlBody([path], [ca()])
     world.settle()
     old = path.read_bytes()
     gate = threading.Event()
     read = crl_file.read
     monkeypatch.setattr(crl_file, "read", lambda path, ca: read(path, ca) if gate.wait(60) else None)
-    body = crl_file.CrlBody([path], [ca()])
 
     async def act() -> None:
         first = [asyncio.create_task(body.get()) for _ in range(3)]
