@@ -36,6 +36,7 @@ _ALGORITHMS = {
 _CRITICAL = b"\x01\x01\xff"
 _SAN = der.oid("2.5.29.17")
 _NO_NAME = der.tlv(der.SEQUENCE, b"")
+_KEY_IDENTIFIER_BYTES = 20
 _YEAR_2050 = 2524608000
 
 
@@ -64,9 +65,15 @@ def time_der(seconds: int) -> bytes:
     return der.tlv(der.GENERALIZED_TIME, time.strftime("%Y%m%d%H%M%SZ", when).encode())
 
 
+@lru_cache(maxsize=256)
+def _validity(not_before: int, not_after: int) -> bytes:
+    """A Validity: the same for all that one profile issues in a second."""
+    return der.tlv(der.SEQUENCE, time_der(not_before) + time_der(not_after))
+
+
 def key_identifier(key_bits: bytes) -> bytes:
     """160 bits of SHA-256 over the key's bits (RFC 7093 §2, method 1)."""
-    return hashlib.sha256(key_bits).digest()[:20]
+    return hashlib.sha256(key_bits).digest()[:_KEY_IDENTIFIER_BYTES]
 
 
 class Prepared(NamedTuple):
@@ -137,7 +144,7 @@ class Issuer:
         self._algorithm = signature_algorithm(ca)
         self._version = der.tlv(der.EXPLICIT_0, der.uint(2))
         self._issuer = ca.certificate.subject.public_bytes()
-        self._before_ski = b"".join(
+        fixed = b"".join(
             der.tlv(der.SEQUENCE, one)
             for one in (
                 extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
@@ -149,9 +156,10 @@ class Issuer:
                 ),
                 extension(x509.AuthorityKeyIdentifier(ca.key_id, None, None)),
                 *((extension(_distribution_point(crl_url)),) if crl_url and profile.crl_distribution_point else ()),
+                extension(x509.SubjectKeyIdentifier(bytes(_KEY_IDENTIFIER_BYTES))),
             )
         )
-        self._ski = der.oid("2.5.29.14")
+        self._up_to_key_identifier = fixed[:-_KEY_IDENTIFIER_BYTES]
         self._validity_seconds = profile.validity_seconds
         self._backdate_seconds = profile.backdate_seconds
         self._ca_from = int(ca.certificate.not_valid_before_utc.timestamp())
@@ -177,8 +185,7 @@ class Issuer:
             raise Unavailable(Reason.TOKEN_AWAY, "The CA's certificate has expired; nothing can be issued under it.")
         not_before = max(now - self._backdate_seconds, self._ca_from)
         not_after = min(now + self._validity_seconds - 1, self._ca_until)
-        ski = der.tlv(der.OCTET_STRING, der.tlv(der.OCTET_STRING, key_identifier(key_bits)))
-        extensions = self._before_ski + der.tlv(der.SEQUENCE, self._ski + ski)
+        extensions = self._up_to_key_identifier + key_identifier(key_bits)
         if san_der:
             critical = _CRITICAL if subject_der == _NO_NAME else b""
             extensions += der.tlv(der.SEQUENCE, _SAN + critical + der.tlv(der.OCTET_STRING, san_der))
@@ -190,7 +197,7 @@ class Issuer:
                     der.tlv(der.INTEGER, serial),
                     self._algorithm,
                     self._issuer,
-                    der.tlv(der.SEQUENCE, time_der(not_before) + time_der(not_after)),
+                    _validity(not_before, not_after),
                     subject_der,
                     spki_der,
                     der.tlv(der.EXPLICIT_3, der.tlv(der.SEQUENCE, extensions)),
