@@ -10,7 +10,6 @@ after a start it is filled from the ledger's last window.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 
 _TABLES = 256
 _SLOT_BYTES = 7
@@ -55,14 +54,16 @@ class _Table:
                 made.add(tag, high, low)
         return made
 
-    def find(self, tag: int) -> Iterator[int]:
+    def find(self, tag: int) -> list[int]:
         tags = self.tags
         slots = len(tags)
         slot = tag % slots
+        times: list[int] = []
         while found := tags[slot]:
             if found == tag:
-                yield self.highs[slot] << 8 | self.lows[slot]
+                times.append(self.highs[slot] << 8 | self.lows[slot])
             slot = (slot + 1) % slots
+        return times
 
 
 class _Generation:
@@ -79,9 +80,9 @@ class _Generation:
             table = self._tables[number] = table.grown()
         table.add(tag, (when_ms - self.start_ms) >> 8, (when_ms - self.start_ms) & 0xFF)
 
-    def find(self, repeat_key: bytes) -> Iterator[int]:
-        for since_ms in self._tables[repeat_key[0]].find(_tag(repeat_key)):
-            yield self.start_ms + since_ms
+    def find(self, repeat_key: bytes) -> list[int]:
+        times = self._tables[repeat_key[0]].find(_tag(repeat_key))
+        return [self.start_ms + since_ms for since_ms in times] if times else times
 
 
 class Repeats:
@@ -100,12 +101,10 @@ class Repeats:
             self._old, self._new = self._new, _Generation(when_ms - _SLACK_MS)
         self._new.add(repeat_key, when_ms)
 
-    def find(self, repeat_key: bytes, now_ms: int) -> Iterator[int]:
+    def find(self, repeat_key: bytes, now_ms: int) -> list[int]:
         """The milliseconds in which such a request may have been answered; the ledger's rows say whether it was."""
-        for generation in (self._new, self._old):
-            for when_ms in generation.find(repeat_key):
-                if now_ms - when_ms <= self._window_ms:
-                    yield when_ms
+        found = self._new.find(repeat_key) + self._old.find(repeat_key)
+        return [when_ms for when_ms in found if now_ms - when_ms <= self._window_ms] if found else found
 
 
 def _tag(repeat_key: bytes) -> int:
