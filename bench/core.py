@@ -71,7 +71,7 @@ class Walk:
         csr_der = make_csr(key, x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "device-1")]), None, None)
         body = base64.b64encode(csr_der) + b"\n"
         request = frames.Request(1, frames.ENROLL, 0, now + 1e9, None, -1, b"", chain, csr_der)
-        packed = frames.pack_request(request)
+        packed = frames.pack_request(request, 1)
         client = ClientCertificate.parse(chain)
         evidence = policy.Evidence(
             label="default", renewal=False, certificate=client, intermediates=(), user=None, rule=-1, binding=b""
@@ -106,7 +106,7 @@ class Walk:
         self.steps: dict[str, Step] = {
             "edge: body to DER": lambda: wire.read_pkcs10(body, pem=False),
             "edge: validate the CSR": lambda: csr.check(csr_der),
-            "edge: pack the request": lambda: frames.pack_request(request),
+            "edge: pack the request": lambda: frames.pack_request(request, 1),
             "issuer: unpack the request": lambda: frames.unpack_request(packed, 0, len(packed)),
             "issuer: read the client's certificate": lambda: ClientCertificate.parse(chain),
             "issuer: identify, path known": lambda: admission.identify(label, evidence, None, now, []),

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import time
+from collections.abc import Awaitable
 from functools import partial
 
 from aiohttp import web
@@ -130,11 +131,10 @@ class Edge:
         slot.observe(metrics.REQUEST_SECONDS, metrics.REQUEST_SECONDS.series(seen.operation), seconds)
         if seen.reason:
             slot.count(metrics.REJECTIONS.series(seen.reason))
-        more = {"why": seen.why} if seen.why else {}
         self._log(
             "request", id=number, operation=seen.operation, label=seen.label, status=status,
             reason=seen.reason, serial=seen.serial, identity=seen.identity, ms=round(seconds * 1000, 3),
-            peer=peer, **more,
+            peer=peer, why=seen.why,
         )  # fmt: skip
 
     async def _answer(self, request: web.BaseRequest, seen: _Seen) -> web.StreamResponse:
@@ -191,9 +191,11 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
-        passed_on = self._passed_on(request, served, chain) if served.proxies or served.proxies_own else None
+        passed_on = self._passed_on(request, served, chain) if served.proxies else None
         if passed_on is not None:
             chain = passed_on  # the connection's own certificate is the proxy's
+        else:
+            proxy.check_stands_for_device(served.proxies_own, chain)
         user, rule, claim = await self._basic(request, served, seen)
         anonymous = not chain and user is None and claim is None
         if anonymous and not served.hears_otp:
@@ -234,35 +236,29 @@ class Edge:
             given, private_key = await self._keys.serve(sent.csr_der, served.generated, ask)
             return Answer(wire.key_and_certificate(private_key, given.payload), _GENERATED)
         if challenge is None:
-            given = await self._ask(asked, seen)
+            given = _granted(await self._ask(asked), seen)
         else:
-            given = await self._ask(asked._replace(kind=_FIRST[asked.kind]), seen)
+            given = _granted(await self._ask(asked._replace(kind=_FIRST[asked.kind])), seen)
             if not given.serial:
-                given = await self._ask(asked._replace(revocation=await self._hashing.hashed(challenge)), seen)
+                kept = await self._hashing.hashed(challenge)
+                given = _granted(await self._ask(asked._replace(revocation=kept)), seen)
         return Answer(wire.enrolled(given.payload, wrapped=sent.wrapped), _ENROLLED)
 
-    async def _ask(self, asked: Request, seen: _Seen) -> frames.Answer:
-        """What an issuer answers; raises its refusal. Requests with one key always go to the same."""
+    def _ask(self, asked: Request) -> Awaitable[frames.Answer]:
+        """What an issuer answers. Requests with one key always go to the same."""
         links = self._links
-        given = await (links[0] if len(links) == 1 else links[csr.key_hash(asked.csr_der) % len(links)]).ask(asked)
-        seen.identity = given.identity or seen.identity
-        if given.status != 200:
-            raise _refused(given)
-        seen.serial = given.serial.hex()
-        return given
+        return (links[0] if len(links) == 1 else links[csr.key_hash(asked.csr_der) % len(links)]).ask(asked)
 
     async def _ask_for_key(
         self, asked: Request, challenge: bytes | None, seen: _Seen, kind: int, csr_der: bytes
     ) -> frames.Answer:
         """The same for what serverkeygen makes of a request."""
         kept = await self._hashing.hashed(challenge) if challenge is not None and kind not in frames.ASKS else b""
-        return await self._ask(asked._replace(kind=kind, csr_der=csr_der, revocation=kept), seen)
+        return _granted(await self._ask(asked._replace(kind=kind, csr_der=csr_der, revocation=kept)), seen)
 
     def _passed_on(self, request: web.BaseRequest, served: Served, chain: bytes) -> bytes | None:
         """What a proxy passes on of its client; None where the connection is the client's own."""
-        given = proxy.passed_on(
-            served.proxies, served.proxies_own, request.headers, request.remote or "", chain, time.time()
-        )
+        given = proxy.passed_on(served.proxies, request.headers, request.remote or "", chain, time.time())
         if given is not None and served.label.linking == "demanded":
             raise BadRequest(
                 Reason.LINKING,
@@ -325,6 +321,15 @@ class Edge:
     async def close(self) -> None:
         for one in self._routes.webhooks:
             await one.close()
+
+
+def _granted(given: frames.Answer, seen: _Seen) -> frames.Answer:
+    """An issuer's answer that is none of its refusals, which are raised."""
+    seen.identity = given.identity or seen.identity
+    if given.status != 200:
+        raise _refused(given)
+    seen.serial = given.serial.hex()
+    return given
 
 
 def _refused(given: frames.Answer) -> EstError:

@@ -17,6 +17,8 @@ request with the key that the edge made."""
 MAY_ENROLL, MAY_RENEW = 18, 19
 """Whether the client may have such a certificate, before its edge hashes a revocationChallenge: the answer is the
 certificate of the same request sent before, or has no serial number."""
+RENEWALS = frozenset({RENEW, MAY_RENEW})
+KEYGENS = frozenset({MAY, KEYGEN})
 ASKS = frozenset({MAY, MAY_ENROLL, MAY_RENEW})
 """What an issuer answers without issuing."""
 
@@ -79,7 +81,8 @@ class Answer(NamedTuple):
     takes, apart by commas); else the refusal's sentence, and after WHY what only the log says."""
 
 
-def pack_request(request: Request) -> bytes:
+def pack_request(request: Request, number: int) -> bytes:
+    """The frame, whose answer will bear `number`."""
     user = b"" if request.user is None else request.user.encode()
     more = b""
     if request[_MORE_FROM:] != _NO_MORE:
@@ -88,7 +91,7 @@ def pack_request(request: Request) -> bytes:
         more = b"".join((lengths, request.claim, peer, request.revocation, request.asked_key, request.verdict))
     tail = b"".join((user, request.binding, request.chain, more, request.csr_der))
     head = _REQUEST.pack(
-        _REQUEST.size - 4 + len(tail), request.id, request.kind, request.user is not None, request.label,
+        _REQUEST.size - 4 + len(tail), number, request.kind, request.user is not None, request.label,
         request.rule, request.deadline, len(user), len(request.binding), len(request.chain), len(more),
     )  # fmt: skip
     return head + tail
@@ -144,7 +147,7 @@ def pack_cancel(number: int) -> bytes:
 
 def pack_seen(leaf_der: bytes) -> bytes:
     """A client's certificate that was seen without an enrolment; nothing is answered."""
-    return pack_request(Request(0, SEEN, 0, 0.0, None, -1, b"", leaf_der, b""))
+    return pack_request(Request(0, SEEN, 0, 0.0, None, -1, b"", leaf_der, b""), 0)
 
 
 def question(label: int, deadline: float, key_id: bytes, serial: bytes) -> Request:

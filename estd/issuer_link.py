@@ -29,9 +29,9 @@ _VALIDATE = metrics.STAGE_SECONDS.series("validate")
 class _Pending:
     __slots__ = ("answer", "csr_der", "deadline", "delivered", "frame", "validated")
 
-    def __init__(self, request: Request, answer: asyncio.Future[Answer]) -> None:
+    def __init__(self, request: Request, number: int, answer: asyncio.Future[Answer]) -> None:
         # Packed while nobody else's request is at stake: what cannot be raises where it is asked.
-        self.frame = frames.pack_request(request)
+        self.frame = frames.pack_request(request, number)
         self.csr_der = request.csr_der
         self.deadline = request.deadline
         self.answer = answer
@@ -77,14 +77,14 @@ class IssuerLink(asyncio.Protocol):
                 return
 
     async def ask(self, request: Request) -> Answer:
-        """The issuer's answer; `request.id` is given here. A 400 where the CSR is not valid, a 503 where the queue is
-        full, the deadline passes, or two issuers died over it."""
+        """The issuer's answer; the request's number is given here. A 400 where the CSR is not valid, a 503 where the
+        queue is full, the deadline passes, or two issuers died over it."""
         pending = self._pending
         if len(pending) >= self._queue:
             raise Unavailable(Reason.OVERLOADED, "The server has more enrolments waiting than it takes.")
         self._next += 1
         number = self._next
-        entry = _Pending(request._replace(id=number), self._loop.create_future())
+        entry = _Pending(request, number, self._loop.create_future())
         pending[number] = entry
         self._slot.set(metrics.QUEUE_DEPTH.at, len(pending))
         if request.kind == frames.WHEN:  # no CSR to validate

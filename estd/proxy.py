@@ -12,7 +12,7 @@ import base64
 import binascii
 import ipaddress
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
@@ -90,23 +90,24 @@ def check_sender(proxies: Sequence[Proxy], headers: Headers, address: str, chain
         raise _stranger(next(name for name in _NAMES if name in headers))
 
 
-def passed_on(
-    proxies: Sequence[Proxy], listed: Collection[bytes], headers: Headers, address: str, chain: bytes, now: float
-) -> bytes | None:
+def check_stands_for_device(listed: tuple[bytes, ...], chain: bytes) -> None:
+    """A 403 for who shows in its own name a certificate that is `listed` (DER) as any proxy's: it is no device's."""
+    if chain.startswith(listed):
+        raise Forbidden(
+            Reason.PROXY,
+            "The client certificate is a proxy's own, and here it is expired, from another address, or of a proxy "
+            "that this label does not name; it stands for no device.",
+        )
+
+
+def passed_on(proxies: Sequence[Proxy], headers: Headers, address: str, chain: bytes, now: float) -> bytes | None:
     """The device's certificates (DER after DER; empty without one) where the connection is a proxy's; None where it is
-    the device's own. A 403 for a header of anybody else, and for who shows a certificate that is `listed` as any
-    proxy's: it is no device's. A 400 for a header that is not as its form has it."""
+    the device's own. A 403 for a header of anybody else, a 400 for one that is not as its form has it."""
     found = next((proxy for proxy in proxies if proxy.is_peer(address, chain, now)), None)
     sent = [name for name in _NAMES if headers.getall(name, [])]
     if found is None:
         if sent:
             raise _stranger(sent[0])
-        if chain and _leaf(chain) in listed:
-            raise Forbidden(
-                Reason.PROXY,
-                "The client certificate is a proxy's own, and here it is expired, from another address, or of a proxy "
-                "that this label does not name; it stands for no device.",
-            )
         return None
     if other := [name for name in sent if name not in _HEADERS[found.form]]:
         raise _bad(other[0], f"is not the form that the proxy {found.name!r} passes certificates on in")

@@ -31,7 +31,7 @@ class Served:
         self.crl: CrlBody | None = None
         self.holds = label.approval.held != "off"
         self.proxies = [material.proxies[name] for name in label.proxies]
-        self.proxies_own = frozenset(own for one in material.proxies.values() for own in one.certificates or ())
+        self.proxies_own = tuple(own for one in material.proxies.values() for own in one.certificates or ())
         self.basic = [
             (index, Credentials(rule.credentials, log))
             for index, rule in enumerate(label.allow)

@@ -78,14 +78,14 @@ ANSWERS = st.builds(
 @example(request(chain=b"", csr_der=b""))
 def test_a_request_arrives_as_it_was_sent(sent: Request) -> None:
     """Every field survives, with no user told from the empty user."""
-    data = b"before" + pack_request(sent)
+    data = b"before" + pack_request(sent, sent.id)
     assert unpack_request(data, 6, len(data)) == sent
 
 
 @pytest.mark.parametrize("label", [256, 4000])
 def test_an_instance_may_have_many_labels(label: int) -> None:
     """The configuration sets no limit to the number of labels, so a frame carries a label beyond the 256th."""
-    data = pack_request(request(label=label))
+    data = pack_request(request(label=label), 1)
     assert unpack_request(data, 0, len(data)).label == label
 
 
@@ -112,7 +112,7 @@ def test_a_cancel_is_a_request_of_its_kind() -> None:
 @given(frames=st.lists(REQUESTS, max_size=6), data=st.data())
 def test_a_stream_is_cut_into_its_frames(frames: list[Request], data: st.DataObject) -> None:
     """However the stream is cut on its way, the same frames come out, in order."""
-    stream = b"".join(map(pack_request, frames))
+    stream = b"".join(pack_request(one, one.id) for one in frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     splitter = Splitter()
     got: list[Request] = []
@@ -131,7 +131,7 @@ def test_a_frame_that_is_too_long_is_a_broken_peer() -> None:
 def test_a_broken_frame_is_a_frame_error(sent: Request, data: st.DataObject) -> None:
     """A frame that was cut or altered inside is read as some request or refused as FrameError: never another
     exception, which would end the issuer."""
-    whole = bytearray(pack_request(sent))
+    whole = bytearray(pack_request(sent, sent.id))
     for _ in range(data.draw(st.integers(0, 4))):
         whole[data.draw(st.integers(4, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(whole[: data.draw(st.integers(4, len(whole)))])

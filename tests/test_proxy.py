@@ -26,7 +26,7 @@ from multidict import CIMultiDict
 from estd import challenges, config
 from estd.client import Refused
 from estd.errors import EstError, Reason
-from estd.proxy import Proxy, check_sender, device_address, is_sent, passed_on, validities
+from estd.proxy import Proxy, check_sender, check_stands_for_device, device_address, is_sent, passed_on, validities
 from tests import make, servers
 from tests.conftest import program
 from tests.make import Identity
@@ -111,27 +111,28 @@ def test_who_may_pass_certificates_on(case: str) -> None:
     """The header is taken from a named proxy alone, and is a 403 from anybody else; without one the stranger is a
     client of its own, and the proxy's client is nobody: never the proxy, whose certificate is a 403 where it does not
     make a connection the proxy's."""
-    peer, listed = PEERS[case], {FRONT.der}
+    peer = PEERS[case]
     args = (peer.address, peer.chain, peer.now)
     if peer.status:
         for given_ in (from_device(), headers(("x-forwarded-client-cert", f"Cert={pem(DEVICE)}")), from_device("junk"),
                        headers(("CLIENT-CERT-CHAIN", sf(CA)))):  # fmt: skip
             with pytest.raises(EstError) as caught:
-                passed_on(peer.proxies, listed, given_, *args)
+                passed_on(peer.proxies, given_, *args)
             assert (caught.value.status, caught.value.reason) == (403, Reason.PROXY)
             assert is_sent(given_)
             with pytest.raises(EstError, match="proxies alone"):
                 check_sender(peer.proxies, given_, *args)
+        assert passed_on(peer.proxies, headers(), *args) is None
         if peer.chain.startswith(FRONT.der):
             with pytest.raises(EstError, match="a proxy's own") as caught:
-                passed_on(peer.proxies, listed, headers(), *args)
+                check_stands_for_device((STRANGER.der, FRONT.der), peer.chain)
             assert (caught.value.status, caught.value.reason) == (403, Reason.PROXY)
         else:
-            assert passed_on(peer.proxies, listed, headers(), *args) is None
+            check_stands_for_device((FRONT.der,), peer.chain)
     else:
         check_sender(peer.proxies, from_device("junk"), *args)
-        assert passed_on(peer.proxies, listed, from_device(), *args) == DEVICE.der
-        assert passed_on(peer.proxies, listed, headers(("Host", "x")), *args) == b""
+        assert passed_on(peer.proxies, from_device(), *args) == DEVICE.der
+        assert passed_on(peer.proxies, headers(("Host", "x")), *args) == b""
 
 
 ADDRESSES = {
@@ -193,7 +194,7 @@ RIGHT: dict[str, tuple[Proxy, list[tuple[str, str]], list[Identity]]] = {
 def test_each_form_is_read(case: str) -> None:
     """Certificate and chain come out as TLS would have shown them."""
     by, pairs, expected = RIGHT[case]
-    found = passed_on([by], (), headers(*pairs), INSIDE, b"", NOW)
+    found = passed_on([by], headers(*pairs), INSIDE, b"", NOW)
     assert found == b"".join(one.der for one in expected)
 
 
@@ -275,7 +276,7 @@ def test_anything_else_is_a_400(case: str) -> None:
     """Several values, the wrong form, a broken encoding, too much: a 400 that names the header, never a certificate."""
     by, pairs = WRONG[case]
     with pytest.raises(EstError) as caught:
-        passed_on([by], (), headers(*pairs), INSIDE, b"", NOW)
+        passed_on([by], headers(*pairs), INSIDE, b"", NOW)
     assert (caught.value.status, caught.value.reason) == (400, Reason.PROXY)
     assert re.match(r"The header (Client-Cert|x-forwarded-client-cert)", caught.value.sentence, re.IGNORECASE)
 
@@ -284,7 +285,7 @@ def test_too_many_are_told_before_one_is_decoded() -> None:
     """The bound keeps the work small, too."""
     given_ = headers(("Client-Cert", sf(DEVICE)), ("Client-Cert-Chain", "junk," * 8))
     with pytest.raises(EstError, match="more than 8"):
-        passed_on([BY_ADDRESS], (), given_, INSIDE, b"", NOW)
+        passed_on([BY_ADDRESS], given_, INSIDE, b"", NOW)
 
 
 _VALUES = st.text(st.sampled_from(':;,="\\%ABab09+/- \t'), max_size=60) | st.text(max_size=30)
@@ -298,7 +299,7 @@ def test_no_text_raises_anything_else(form: Proxy, values: list[str], lead: bool
     good = sf(DEVICE) if form is BY_ADDRESS else f"Cert={pem(DEVICE)};"
     pairs = [(name, good + one if lead else one) for one in values]
     try:
-        outcome: object = passed_on([form], (), headers(*pairs), INSIDE, b"", NOW)
+        outcome: object = passed_on([form], headers(*pairs), INSIDE, b"", NOW)
     except EstError as refusal:
         outcome = refusal.status
     assert outcome in (400, DEVICE.der)

@@ -315,7 +315,7 @@ class Scene:
         for number, one in enumerate(certificates):
             asked = one if isinstance(one, CertId) else renewal_info.cert_id(one.certificate)
             made = frames.question(LABELS[label], time.monotonic() + deadline, asked.key_id, asked.serial)
-            data = frames.pack_request(made._replace(id=number))
+            data = frames.pack_request(made, number)
             questions.append(frames.unpack_request(data, 0, len(data)))
         answers = self.windows.answer(questions, self.ledger)
         assert [one.id for one in answers] == list(range(len(certificates)))
