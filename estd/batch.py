@@ -32,6 +32,7 @@ from hsm.session import Job
 BATCH_MAX = 32
 """Beyond this a batch gains nothing and its first request waits longer (docs/performance.md)."""
 
+_NO_LABEL = NotFound(Reason.UNKNOWN_LABEL, "There is no such label here.")
 _NO_REGISTRY = Unavailable(Reason.INTERNAL, "The registry could not be asked; the server's log says why.")
 
 
@@ -91,13 +92,11 @@ class BatchLine:
         self._enquiry = Enquiry(ledger, material.policies, report)
 
     def run(self, requests: Sequence[Request]) -> list[Answer]:
-        """An answer for each request, in any order. Raises Fatal, with answers for all, when the process must end."""
+        """An answer for each request, in their order; their ids may be anybody's. Raises Fatal, with answers for all,
+        when the process must end."""
         now = self._clock()
         policies = self._material.policies
-        known = [request for request in requests if request.label < len(policies)]
-        nowhere = NotFound(Reason.UNKNOWN_LABEL, "There is no such label here.")
-        strays = [refusal(request.id, nowhere) for request in requests if request.label >= len(policies)]
-        items = [Item(request, policies[request.label]) for request in known]
+        items = [Item(request, policies[request.label]) for request in requests if request.label < len(policies)]
         mark = time.perf_counter()
         self._slot.observe(metrics.BATCH_SIZE, metrics.BATCH_SIZE.at, len(items))
         fatal = ""
@@ -132,7 +131,11 @@ class BatchLine:
         for item in items:
             if item.answer is None and item.twin is not None and item.twin.answer is not None:
                 item.answer = item.twin.answer._replace(id=item.request.id)
-        answers = strays + [item.answer for item in items if item.answer is not None]
+        known = iter(items)
+        answers = [
+            next(known).answered if request.label < len(policies) else refusal(request.id, _NO_LABEL)
+            for request in requests
+        ]
         if fatal:
             raise Fatal(answers, fatal)
         return answers
@@ -166,13 +169,13 @@ class BatchLine:
         certificate, intermediates = client_chain(request.chain) if request.chain else (None, ())
         item.evidence = Evidence(
             label=item.policy.label.name,
-            renewal=request.kind in (frames.RENEW, frames.MAY_RENEW),
+            renewal=request.kind in frames.RENEWALS,
             certificate=certificate,
             intermediates=intermediates,
             user=request.user,
             rule=request.rule,
             binding=request.binding,
-            keygen=request.kind in (frames.MAY, frames.KEYGEN),
+            keygen=request.kind in frames.KEYGENS,
             key_to_come=request.kind == frames.MAY,
             asked_key=request.asked_key,
         )
@@ -191,7 +194,7 @@ class BatchLine:
             for item in shown:
                 item.refuse(trouble)
             return {}
-        if self._superseding is not None:
+        if self._superseding is not None and held:
             for item in shown:
                 if item.evidence and item.evidence.certificate:
                     self._superseding.saw(item.evidence.certificate, held.get(item.evidence.certificate.serial))
@@ -228,7 +231,7 @@ class BatchLine:
         if item.evidence.key_to_come:
             if secret is not None and secret.spent:
                 raise registry.spent()
-            if not holding.is_held(item.authorised):
+            if item.authorised.held is None:
                 item.may()
             return
         now_ms = int(now * 1000)
@@ -242,7 +245,7 @@ class BatchLine:
                 return
         if secret is not None and secret.spent:
             raise registry.spent()
-        if item.request.kind in frames.ASKS and not holding.is_held(item.authorised):
+        if item.request.kind in frames.ASKS and item.authorised.held is None:
             item.may()
 
     def _for_device(self, item: Item, now: float) -> policy.Renewed:
@@ -257,10 +260,15 @@ class BatchLine:
 
     def _hold(self, items: list[Item], now: float) -> tuple[list[Item], list[Item]]:
         """Those that go on, and those that begin to wait for a person; who waits or is denied has its answer."""
-        held = [item for item in items if item.authorised is not None and holding.is_held(item.authorised)]
+        held: list[Item] = []
+        asked: list[holding.Asked] = []
+        for item in items:
+            assert item.authorised is not None
+            if item.authorised.held is not None:
+                held.append(item)
+                asked.append(holding.Asked(item.authorised, item.authorised.held, item.request.peer))
         if not held:
             return items, []
-        asked = [holding.Asked(item.authorised, item.request.peer) for item in held if item.authorised is not None]
         try:
             verdicts = holding.judge(self._ledger.requests, asked, int(now * 1000))
         except Exception as error:
@@ -319,14 +327,17 @@ class BatchLine:
         rows = [item.row(int(now * 1000)) for item in items]
         began = time.perf_counter()
         try:
-            approved = {row.serial: item.verdict for row, item in zip(rows, items, strict=True) if item.verdict}
+            approved: dict[bytes, holding.Verdict] = {}
+            uses: list[Use] = []
+            challenges: dict[bytes, bytes] = {}
+            for item, row in zip(items, rows, strict=True):
+                if item.verdict is not None:
+                    approved[row.serial] = item.verdict
+                if (use := item.use(row)) is not None:
+                    uses.append(use)
+                if item.request.revocation:
+                    challenges[row.serial] = item.request.revocation
             held = holding.changes(approved, [item.verdict for item in waiting])
-            uses = [use for item, row in zip(items, rows, strict=True) if (use := item.use(row)) is not None]
-            challenges = {
-                row.serial: item.request.revocation
-                for row, item in zip(rows, items, strict=True)
-                if item.request.revocation
-            }
             left_out = self._ledger.record(rows, held, uses, challenges)
         except Exception as error:
             # Whatever was raised: the rows may or may not be there, so no certificate of this batch may leave.

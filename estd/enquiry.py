@@ -129,6 +129,8 @@ class Enquiry:
         wanted: list[tuple[T, Evidence]] = []
         keys: set[DeviceKey] = set()
         for item in items:
+            if not held and not self._rules[item.request.label]:
+                continue  # in most batches nobody is known, and nobody asked
             assert item.evidence is not None
             found = self._keys(item.request.label, item.evidence, held)
             if found:

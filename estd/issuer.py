@@ -264,21 +264,18 @@ class IssuerProcess:
             self._cancelled.clear()
         if not taken:
             return 0
-        # Numbered anew for the batch: two edges may use one number.
-        renumbered = [request._replace(id=index) for index, (_, request) in enumerate(taken)]
         status = 0
         self._slot.set(metrics.BUSY_SINCE.at, time.monotonic())
         try:
-            answers = self._line.run(renumbered)
+            answers = self._line.run([request for _, request in taken])
         except Fatal as fatal:
             answers = fatal.answers
             self._log("issuer_ends", why=str(fatal))
             status = EXIT_FATAL
         self._slot.set(metrics.BUSY_SINCE.at, 0.0)
         out: dict[Peer, list[bytes]] = {}
-        for answer in answers:
-            peer, request = taken[answer.id]
-            out.setdefault(peer, []).append(frames.pack_answer(answer._replace(id=request.id)))
+        for (peer, _), answer in zip(taken, answers, strict=True):
+            out.setdefault(peer, []).append(frames.pack_answer(answer))
         for peer, parts in out.items():
             self._server.send(peer, b"".join(parts))
         self._server.poll(0)

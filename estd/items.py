@@ -41,6 +41,12 @@ class Item:
             return self.authorised.identity
         return self.client.identity if self.client else ""
 
+    @property
+    def answered(self) -> Answer:
+        """The answer, once the line has come to its end."""
+        assert self.answer is not None
+        return self.answer
+
     def refuse(self, error: EstError) -> None:
         self.answer = refusal(self.request.id, error, self.identity)
 

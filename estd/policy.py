@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cryptography import x509
 
@@ -24,6 +25,8 @@ from estd.errors import BadRequest, Forbidden, NotFound, Reason
 from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
 from estd.ras import RaFile
+
+_LENGTHS = struct.Struct("<6I")
 
 
 class Issued(NamedTuple):
@@ -92,18 +95,23 @@ class Authorised(NamedTuple):
     request: CertificationRequest
     renews: bytes | None
     """The serial of the certificate that this one renews."""
-    renames: bool
-    """It has other names than the one that it renews."""
     repeat_key: bytes
     """Equal for requests that are the same request sent again."""
-    held_key: bytes
-    """Equal for requests that one decision of a person is about."""
-    asked_key: bytes
-    """As in the evidence."""
-    asker: str
-    """Who asked alone: the registration authority itself, where it asks for a device."""
+    held: HeldRequest | None = None
+    """None where nobody has to approve it."""
     secret: OneTimeSecret | None = None
     """To be marked as used with the certificate."""
+
+
+class HeldRequest(NamedTuple):
+    """What waits for a person."""
+
+    key: bytes
+    """Equal for requests that one decision is about."""
+    asker: str
+    """Who asked alone: the registration authority itself, where it asks for a device."""
+    asked_key: bytes
+    """As in the evidence."""
 
 
 class OneTimeSecret(NamedTuple):
@@ -179,15 +187,18 @@ def authorise(
             Reason.KEY_REFUSED,
             f"The profile takes keys of {', '.join(sorted(profile.keys))}; this one is {request.key_kind}.",
         )
-    if policy.label.approval.held == "off":
-        held_key = repeat_key = _repeat_key(
-            evidence, client, profile, request.spki_der, granted.subject_der, granted.san_der
-        )
+    approval, held = policy.label.approval.held, None
+    if approval == "off":
+        repeat_key = _key(evidence, client, profile, request.spki_der, granted.subject_der + granted.san_der)
     else:
-        repeat_key = _repeat_key(evidence, client, profile, request.spki_der, granted.key)
-        held_key = repeat_key
+        repeat_key = held_key = _key(evidence, client, profile, request.spki_der, granted.key)
         if evidence.asked_key:  # the key of each try is another
-            held_key = _repeat_key(evidence, client, profile, evidence.asked_key, granted.key)
+            held_key = _key(evidence, client, profile, evidence.asked_key, granted.key)
+        if evidence.key_to_come:
+            repeat_key = held_key
+        # A renewal under other names (ChangeSubjectName) is a first certificate.
+        if approval == "all" or renewed is None or renames:
+            held = HeldRequest(held_key, client.identity, evidence.asked_key)
     return Authorised(
         label=policy.label,
         profile=profile,
@@ -195,11 +206,8 @@ def authorise(
         names=granted,
         request=request,
         renews=renewed.serial if renewed is not None else None,
-        renames=renames,
-        repeat_key=held_key if evidence.key_to_come else repeat_key,
-        held_key=held_key,
-        asked_key=evidence.asked_key,
-        asker=client.identity,
+        repeat_key=repeat_key,
+        held=held,
         secret=client.secret,
     )
 
@@ -270,14 +278,9 @@ def _check_renewal(
         raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with a new key only.")
 
 
-def _repeat_key(evidence: Evidence, client: Client, profile: Profile, key: bytes, *granted: bytes) -> bytes:
+def _key(evidence: Evidence, client: Client, profile: Profile, key: bytes, granted: bytes) -> bytes:
     """A hash of (label, operation, credential, SubjectPublicKeyInfo or its hash, names, profile)."""
-    parts: list[Any] = [
-        evidence.label.encode(),
-        b"renew" if evidence.renewal else b"enroll",
-        client.identity.encode(),
-        key,
-        *granted,
-        profile.name.encode(),
-    ]
-    return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+    operation = b"renew" if evidence.renewal else b"enroll"
+    label, who, name = evidence.label.encode(), client.identity.encode(), profile.name.encode()
+    lengths = _LENGTHS.pack(len(label), len(operation), len(who), len(key), len(granted), len(name))
+    return hashlib.sha256(b"".join((lengths, label, operation, who, key, granted, name))).digest()

@@ -182,12 +182,10 @@ class Scene:
         except Fatal as fatal:
             answers, self.why = fatal.answers, str(fatal)
             assert self.why
-        by_id = {answer.id: answer for answer in answers}
-        assert sorted(by_id) == list(range(len(requests)))
-        assert len(answers) == len(requests)
+        assert [answer.id for answer in answers] == list(range(len(requests)))
         for answer in answers:
             self._check(answer)
-        return [by_id[number] for number in range(len(requests))]
+        return answers
 
     def _check(self, answer: Answer) -> None:
         if answer.status == 200:
@@ -334,6 +332,16 @@ def test_twins_in_a_batch_get_one_certificate(scene: Scene) -> None:
     assert first.serial == second.serial == third.serial != other.serial
     assert first.payload == second.payload
     assert len(scene.token.signed) == len(scene.ledger.rows) == 2
+
+
+def test_answers_stand_where_their_requests_stood(scene: Scene) -> None:
+    """Whatever the requests' ids are, for two edges may use one, and whatever becomes of those between them."""
+    requests = [asks(), asks()._replace(label=99), asks(user=None), asks(), asks()]
+    answers = scene.line.run([request._replace(id=7) for request in requests])
+    assert [(one.id, one.status) for one in answers] == [(7, 200), (7, 404), (7, 401), (7, 200), (7, 200)]
+    for index in (0, 3, 4):
+        key = x509.load_der_x509_certificate(answers[index].payload).public_key()
+        assert key == x509.load_der_x509_csr(requests[index].csr_der).public_key()
 
 
 def test_twins_share_their_fate(scene: Scene) -> None:
