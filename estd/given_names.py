@@ -13,6 +13,8 @@ from cryptography.x509.oid import NameOID
 from estd import names
 from estd.errors import Forbidden
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 
 def _subject(text: str) -> x509.Name:
     """RFC 4514 text such as "CN=device-1,O=Acme", or a common name alone. Raises ValueError."""
@@ -38,7 +40,7 @@ def pack(subject: str, dns: Iterable[str], ip: Iterable[str], uri: Iterable[str]
         return ""
     if not known:
         made(**kept)  # type: ignore[arg-type]
-    return json.dumps({word: value for word, value in kept.items() if value}, separators=(",", ":"))
+    return _ENCODER.encode({word: value for word, value in kept.items() if value})
 
 
 def unpack(text: str) -> names.Names | None:
