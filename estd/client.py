@@ -228,8 +228,8 @@ class EstClient:
         parts = [one for one in message.walk() if not one.is_multipart()]
         if [one.get_content_type() for one in parts] != ["application/pkcs8", "application/pkcs7-mime"]:
             raise ClientError("the answer is not a PKCS#8 key and a certificate")
-        private_key, certificates = (base64.b64decode(str(one.get_payload())) for one in parts)
         try:
+            private_key, certificates = (base64.b64decode(str(one.get_payload())) for one in parts)
             key = load_der_private_key(private_key, None)
             found = pkcs7.load_der_pkcs7_certificates(certificates)
         except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:

@@ -102,6 +102,7 @@ class Edge:
         try:
             response: web.StreamResponse = await self._answer(request, seen)
         except EstError as error:
+            self._tell_seen(request)  # an enrolment too, for most refusals are none of an issuer's
             seen.reason, seen.why = error.reason, error.why
             response = respond(error)
             if not request.content.is_eof():
@@ -149,8 +150,7 @@ class Edge:
             if request.method != "POST":
                 raise MethodNotAllowed("POST")
             return await self._enroll(request, served, operation, seen)
-        if self._tells_seen:
-            self._tell_seen(request.get_extra_info("tls"))
+        self._tell_seen(request)
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed("GET, HEAD")
         if operation == WHEN:
@@ -177,8 +177,11 @@ class Edge:
         seen.serial = given.serial.hex()
         return json_answer(given.payload, given.retry_after)
 
-    def _tell_seen(self, connection: tls.TlsConnection) -> None:
+    def _tell_seen(self, request: web.BaseRequest) -> None:
         """Once for a connection: its client's certificate was seen, which may supersede the one that it renewed."""
+        if not self._tells_seen:
+            return
+        connection: tls.TlsConnection = request.get_extra_info("tls")
         if not connection.told and (chain := connection.client_chain()):
             connection.told = True
             self._links[0].tell_seen(chain[: der.element_end(chain, 0)])
