@@ -194,6 +194,12 @@ class Edge:
         label = served.label
         connection = request.get_extra_info("tls")
         chain: bytes = connection.client_chain()
+        if len(chain) > proxy.CHAIN_OCTETS_MAX:
+            raise Unauthenticated(
+                Reason.CERT_UNKNOWN,
+                f"The certificates shown in TLS have {len(chain)} octets; estd takes {proxy.CHAIN_OCTETS_MAX}: show the "
+                "client's own and what stands between it and its root.",
+            )
         passed_on = self._passed_on(request, served, chain) if served.proxies else None
         if passed_on is not None:
             chain = passed_on  # the connection's own certificate is the proxy's

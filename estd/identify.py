@@ -28,6 +28,10 @@ from estd.errors import EstError, Reason, Unauthenticated
 
 _SHA256 = hashes.SHA256()
 _KNOWN_MAX = 1024
+_INTERMEDIATES_MAX = 4
+"""Of a client's, anchors not counted: to seek a path in vain then takes some two dozen signature checks."""
+_NO_PATH_SECONDS = 10.0
+"""For so long the same certificates are not looked at again; one of them may become valid meanwhile."""
 _ANY_USE = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
 
 
@@ -152,6 +156,20 @@ class _Path(NamedTuple):
     """The seconds between which every certificate on the path, the anchor too, is valid."""
 
 
+class _NoPath(NamedTuple):
+    why: str
+    until: float
+
+
+def _signer(certificate: x509.Certificate) -> tuple[bytes, bytes] | None:
+    """Subject and key; None where the key is none that could have signed."""
+    try:
+        key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return certificate.subject.public_bytes(), key
+    except UNREADABLE:
+        return None
+
+
 @lru_cache(maxsize=1024)
 def client_chain(chain: bytes) -> tuple[ClientCertificate, tuple[x509.Certificate, ...]]:
     """The client's certificate and its intermediates, out of DER after DER; kept, as devices keep connections."""
@@ -181,7 +199,7 @@ class Anchors:
             .store(verification.Store(list(certificates)))
             .extension_policies(ca_policy=_CA_POLICY, ee_policy=verification.ExtensionPolicy.permit_all())
         )
-        self._known: OrderedDict[tuple[bytes, tuple[bytes, ...]], _Path] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, tuple[bytes, ...]], _Path | _NoPath] = OrderedDict()
 
     def path(
         self, client: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
@@ -191,31 +209,44 @@ class Anchors:
         An expired certificate is judged at its last second, so that it is called expired, not unknown, by whoever
         checks the time after this. A path found is remembered for as long as all its certificates are valid: devices
         keep their connections and come back.
+
+        A stranger's certificates may sign each other in any way. So that no search for their path grows beyond a few
+        steps, it takes few of them, and is no longer than there are subjects with keys of their own among these.
         """
         if client.der in self._ders:
             raise Unauthenticated(Reason.CERT_UNKNOWN, "The client certificate is itself a trust anchor.")
         when = min(max(now, client.not_before), client.not_after)
         key = (client.der, tuple(one.fingerprint(_SHA256) for one in intermediates))
-        known = self._known.get(key)
-        if known is not None and known.since <= when <= known.until:
-            return known.path
-        verifier = self._builder.time(datetime.fromtimestamp(when, UTC)).build_client_verifier()
-        try:
-            chain = verifier.verify(client.certificate, list(intermediates)).chain
-        except verification.VerificationError as error:
+        found = self._known.get(key)
+        if isinstance(found, _Path) and found.since <= when <= found.until:
+            return found.path
+        if not isinstance(found, _NoPath) or now >= found.until:
+            found = self._known[key] = self._search(client, intermediates, when, now)
+            if len(self._known) > _KNOWN_MAX:
+                self._known.popitem(last=False)
+        if isinstance(found, _NoPath):
             raise Unauthenticated(
                 Reason.CERT_UNKNOWN, "The client certificate has no path to a trust anchor of this label.",
-                why=_why(error),
-            ) from None  # fmt: skip
-        found = _Path(
+                why=found.why,
+            )  # fmt: skip
+        return found.path
+
+    def _search(
+        self, client: ClientCertificate, intermediates: Sequence[x509.Certificate], when: float, now: float
+    ) -> _Path | _NoPath:
+        shown = {one: _signer(one) for one in intermediates if one not in self.certificates}
+        taken = [one for one, signer in shown.items() if signer is not None][:_INTERMEDIATES_MAX]
+        depth = len({shown[one] for one in taken})
+        builder = self._builder.time(datetime.fromtimestamp(when, UTC)).max_chain_depth(depth)
+        try:
+            chain = builder.build_client_verifier().verify(client.certificate, taken).chain
+        except verification.VerificationError as error:
+            return _NoPath(_why(error), now + _NO_PATH_SECONDS)
+        return _Path(
             path=tuple(chain[:-1]),
             since=max(one.not_valid_before_utc for one in chain).timestamp(),
             until=min(one.not_valid_after_utc for one in chain).timestamp(),
         )
-        self._known[key] = found
-        if len(self._known) > _KNOWN_MAX:
-            self._known.popitem(last=False)
-        return found.path
 
 
 def anchor_fault(anchor: x509.Certificate, now: float) -> str:

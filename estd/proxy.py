@@ -26,7 +26,8 @@ from estd.errors import BadRequest, Forbidden, Reason
 from estd.proxy_settings import Form, Network
 
 _CERTIFICATES_MAX = 8
-_OCTETS_MAX = 24 * 1024
+CHAIN_OCTETS_MAX = 24 * 1024
+"""Of the certificates that a client shows, in a header or in TLS: with ML-DSA three of them."""
 _HEADERS: dict[Form, tuple[str, ...]] = {
     "rfc9440": ("Client-Cert", "Client-Cert-Chain"), "xfcc": ("X-Forwarded-Client-Cert",),
 }  # fmt: skip
@@ -114,7 +115,7 @@ def passed_on(proxies: Sequence[Proxy], headers: Headers, address: str, chain: b
     if not sent:
         return b""
     parts = _rfc9440(headers) if found.form == "rfc9440" else _xfcc(headers)
-    if len(parts) > _CERTIFICATES_MAX or sum(map(len, parts)) > _OCTETS_MAX:
+    if len(parts) > _CERTIFICATES_MAX or sum(map(len, parts)) > CHAIN_OCTETS_MAX:
         raise _too_many(sent[0])
     for part in parts:
         try:
@@ -148,7 +149,7 @@ def _bad(header: str, how: str) -> BadRequest:
 
 
 def _too_many(header: str) -> BadRequest:
-    return _bad(header, f"holds more than {_CERTIFICATES_MAX} certificates or {_OCTETS_MAX} octets")
+    return _bad(header, f"holds more than {_CERTIFICATES_MAX} certificates or {CHAIN_OCTETS_MAX} octets")
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -221,6 +221,21 @@ def test_R10_an_intermediate_needs_its_CRL(server: Server, folder: Path) -> None
 
 
 @BY_VERSION
+def test_R10_a_chain_without_end_is_not_carried_on(tls: int, server: Server, folder: Path) -> None:
+    """What is shown above a certificate is bounded before any of it is looked at; a chain of real length is not."""
+    manufacturer = server.manufacturer
+    device = make.certificate(manufacturer)
+    few = device.write(folder, "few", manufacturer, OTHER)
+    many = device.write(folder, "many", *[OTHER] * 5, *(make.certificate(ca=True) for _ in range(60)))
+    for files, expected in ((few, 200), (many, 401)):
+        with server.client(cert=files, tls=tls) as client:
+            body = make.body(make.csr(subject=device.certificate.subject))
+            answer = client.request("POST", "simpleenroll", body, Content_Type="application/pkcs10")
+            assert answer.status == expected
+    assert "estd takes 24576" in (answer.headers["Estd-Error"] or "")
+
+
+@BY_VERSION
 def test_R10_revoked_by_CRL_on_a_live_connection(tls: int, server: Server, folder: Path) -> None:
     """R10: a device on the manufacturer's CRL is refused with 403 as soon as the file is there, on the connection that
     it already had; others and the same device after a correction are served."""

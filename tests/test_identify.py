@@ -534,3 +534,79 @@ def test_R11_the_systems_anchors_are_never_consulted(
     with pytest.raises(Unauthenticated) as caught:
         judged(Anchors([CA.certificate]), make.certificate(OTHER), [OTHER])
     assert caught.value.reason is Reason.CERT_UNKNOWN
+
+
+def x_and_y(count: int) -> list[Identity]:
+    """CAs of two names that sign each other in turn, with keys of their own or one for all."""
+    keys = [make.key() for _ in range(2)]
+    names_ = [make.name("x"), make.name("y")]
+    signers = [make.certificate(ca=True, subject=one, own_key=key) for one, key in zip(names_, keys, strict=True)]
+    return [
+        make.certificate(signers[1 - at % 2], ca=True, subject=names_[at % 2], own_key=keys[at % 2])
+        for at in range(count)
+    ]
+
+
+def of_one_name(count: int, name: str = "x") -> list[Identity]:
+    """CAs of one name and key, each signed by itself."""
+    key = make.key()
+    return [make.certificate(ca=True, subject=make.name(name), own_key=key) for _ in range(count)]
+
+
+def each_by_the_next(count: int) -> list[Identity]:
+    """CAs of one name with keys of their own, each signed by the next and the last by the first."""
+    own = [make.certificate(ca=True, subject=make.name("x")) for _ in range(count)]
+    return [
+        make.certificate(own[(at + 1) % count], ca=True, subject=make.name("x"), own_key=own[at].key)
+        for at in range(count)
+    ]
+
+
+TANGLES: dict[str, Callable[[], list[Identity]]] = {
+    "two of one name": lambda: of_one_name(2),
+    "eight of one name": lambda: of_one_name(8),
+    "eight of the anchor's name": lambda: of_one_name(8, "ca one"),
+    "two names that sign each other": lambda: x_and_y(2),
+    "four of two names that sign each other": lambda: x_and_y(4),
+    "eight of two names that sign each other": lambda: x_and_y(8),
+    "a ring of eight": lambda: each_by_the_next(8),
+}
+
+
+@pytest.mark.parametrize("case", TANGLES)
+def test_no_stranger_buys_a_long_search(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a stranger shows above its certificate, the search for its path ends long before the verifier's own
+    limit of signature checks; and the same certificates are not looked at again for some seconds."""
+    above = TANGLES[case]()
+    client, anchors = make.certificate(above[0]), Anchors([CA.certificate])
+    searches = []
+    real = Anchors._search
+    monkeypatch.setattr(Anchors, "_search", lambda *args: (searches.append(1), real(*args))[1])
+    for later, so_far in ((0.0, 1), (9.0, 1), (11.0, 2), (12.0, 2)):
+        with pytest.raises(Unauthenticated) as caught:
+            anchors.path(ClientCertificate.parse(client.der), [one.certificate for one in above], NOW + later)
+        assert (caught.value.status, caught.value.reason) == (401, Reason.CERT_UNKNOWN)
+        assert "limit" not in caught.value.why
+        assert len(searches) == so_far
+
+
+def test_what_a_client_shows_beside_its_path_does_not_hide_it() -> None:
+    """A CA's cross-certificates and what belongs to others may stand in any order; of intermediates four are taken."""
+    foreign = make.certificate(OTHER, ca=True, subject=make.name("between"), own_key=BETWEEN.key)
+    for above in ([foreign, BETWEEN], [BETWEEN, foreign], [CA, OTHER, BETWEEN, CA, foreign, BETWEEN]):
+        assert judged(Anchors([CA.certificate]), make.certificate(BETWEEN), above)[1] == BETWEEN.certificate
+    line = [CA]
+    for level in range(5):
+        line.insert(0, make.certificate(line[0], ca=True, subject=make.name(f"level {level}"), starts=-20 * DAY))
+    assert len(judged(Anchors([CA.certificate]), make.certificate(line[1]), line[1:])) == 5
+    with pytest.raises(Unauthenticated, match="no path"):
+        judged(Anchors([CA.certificate]), make.certificate(line[0]), line)
+
+
+def test_one_that_becomes_valid_is_let_in_soon() -> None:
+    """What had no path is looked at again: an intermediate may have begun meanwhile."""
+    soon = make.certificate(CA, ca=True, subject=make.name("soon"), starts=timedelta(seconds=5))
+    client, anchors = make.certificate(soon), Anchors([CA.certificate])
+    with pytest.raises(Unauthenticated):
+        anchors.path(ClientCertificate.parse(client.der), [soon.certificate], NOW)
+    assert len(anchors.path(ClientCertificate.parse(client.der), [soon.certificate], NOW + 60)) == 2
