@@ -27,7 +27,8 @@ _DRAIN_STEP_SECONDS = 0.02
 _PIECE_BYTES = 16384
 """What one TLS record holds; a client that does not read pins two of them."""
 _LONG_BYTES_MAX = 256 * 2**20
-"""Of long answers that are being sent: each keeps the body that it began with, which may be another by now."""
+"""Of the bodies of long answers that are being sent, each counted once: a slow client keeps the one that it began with,
+which may be an old one by now."""
 _ASK_LATER_SECONDS = 60
 
 # aiohttp tells its logger of every malformed request; the edge's own line says it.
@@ -105,11 +106,13 @@ class LongAnswer(web.StreamResponse):
     """What `answer` makes for a body of megabytes: sent piece by piece, no faster than its client takes it. The
     connection of one that takes no piece within `seconds` is aborted."""
 
-    bytes_under_way: ClassVar[int] = 0
+    under_way: ClassVar[dict[int, tuple[int, int]]] = {}
+    """By the id of a body its length and how many are being sent it."""
 
     def __init__(self, body: bytes, content_type: str, *, seconds: float) -> None:
         """A 503 where too much is being sent already."""
-        if LongAnswer.bytes_under_way >= _LONG_BYTES_MAX:
+        others = sum(length for key, (length, _) in LongAnswer.under_way.items() if key != id(body))
+        if others >= _LONG_BYTES_MAX:
             raise Unavailable(
                 Reason.OVERLOADED, "Many are fetching this already; ask again later.",
                 retry_after=retry_seconds(_ASK_LATER_SECONDS),
@@ -129,7 +132,7 @@ class LongAnswer(web.StreamResponse):
         body = self._sent
         if self._transport is not None:
             self._transport.set_write_buffer_limits(_PIECE_BYTES)
-        LongAnswer.bytes_under_way += len(body)
+        LongAnswer._count(body, 1)
         try:
             for at in range(0, len(body), _PIECE_BYTES):
                 async with asyncio.timeout(self._seconds):
@@ -142,8 +145,14 @@ class LongAnswer(web.StreamResponse):
                 self._transport.abort()
             raise ConnectionError("the client takes nothing") from None
         finally:
-            LongAnswer.bytes_under_way -= len(body)
+            LongAnswer._count(body, -1)
         await super().write_eof()
+
+    @classmethod
+    def _count(cls, body: bytes, change: int) -> None:
+        _, clients = cls.under_way.pop(id(body), (0, 0))
+        if clients + change:
+            cls.under_way[id(body)] = len(body), clients + change
 
 
 def head(content_type: str, more: str = "Content-Transfer-Encoding: base64") -> bytes:

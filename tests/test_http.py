@@ -97,7 +97,7 @@ def test_a_long_answer_waits_for_its_client(folder: Path) -> None:
 
     over_tls(folder, act, seconds=60)
     assert 0 < Recorded.most < 4 * http._PIECE_BYTES
-    assert LongAnswer.bytes_under_way == 0
+    assert not LongAnswer.under_way
 
 
 def test_who_takes_nothing_is_left(folder: Path) -> None:
@@ -110,13 +110,18 @@ def test_who_takes_nothing_is_left(folder: Path) -> None:
 
     over_tls(folder, act, seconds=0.1)
     assert 0 < Recorded.most < 4 * http._PIECE_BYTES
-    assert LongAnswer.bytes_under_way == 0
+    assert not LongAnswer.under_way
 
 
 def test_too_many_long_answers_are_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is being sent is bounded over all connections."""
-    LongAnswer(BODY, "text/plain", seconds=1)
-    monkeypatch.setattr(LongAnswer, "bytes_under_way", http._LONG_BYTES_MAX)
+    """What bodies take that are being sent is bounded over all connections; how many one body goes to is not."""
+    monkeypatch.setattr(http, "_LONG_BYTES_MAX", 100)
+    first, second, third = (word * 60 for word in (b"1", b"2", b"3"))
+    monkeypatch.setitem(LongAnswer.under_way, id(first), (len(first), 1000))
+    LongAnswer(second, "text/plain", seconds=1)
+    monkeypatch.setitem(LongAnswer.under_way, id(second), (len(second), 1))
+    for _ in range(3):
+        LongAnswer(first, "text/plain", seconds=1)
     with pytest.raises(Unavailable) as refused:
-        LongAnswer(BODY, "text/plain", seconds=1)
+        LongAnswer(third, "text/plain", seconds=1)
     assert refused.value.retry_after is not None
