@@ -197,8 +197,8 @@ class Edge:
         if len(chain) > proxy.CHAIN_OCTETS_MAX:
             raise Unauthenticated(
                 Reason.CERT_UNKNOWN,
-                f"The certificates shown in TLS have {len(chain)} octets; estd takes {proxy.CHAIN_OCTETS_MAX}: show the "
-                "client's own and what stands between it and its root.",
+                f"The certificates shown in TLS have {len(chain)} octets; estd takes {proxy.CHAIN_OCTETS_MAX}: show "
+                "the client's own and what stands between it and its root.",
             )
         passed_on = self._passed_on(request, served, chain) if served.proxies else None
         if passed_on is not None:
