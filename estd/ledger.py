@@ -122,9 +122,9 @@ def create(path: Path) -> None:
         raise LedgerError(f"the ledger {path} cannot be made: {error.strerror}") from error
     try:
         Writer(path).close()
-    except LedgerError:
+    except (LedgerError, OSError) as error:
         path.unlink()
-        raise
+        raise LedgerError(str(error)) from error
 
 
 def _no_registry(error: sqlite3.Error) -> LedgerError:

@@ -25,6 +25,8 @@ LEDGER_DOOR = "ledger"
 """The name of the listener on which the writer is asked."""
 _LENGTH = struct.Struct("<I")
 _TIMEOUT_SECONDS = 30.0
+_INDEX_SECONDS = 600.0
+"""An index over millions of rows is read from a disk once."""
 _BLOBS = ("serial", "certificate_der", "csr_sha256", "repeat_key", "renews")
 _HELD_BLOBS = ("key", "renews", "spki_sha256")
 
@@ -109,8 +111,10 @@ class WriterService:
             return self._done(message)
         except LedgerBroken:
             raise
-        except Exception as error:
+        except LedgerError as error:
             return {"ok": False, "error": str(error)}
+        except Exception as error:
+            return {"ok": False, "error": f"the ledger's writer failed: {error!r}"[:500]}
 
     def _done(self, message: dict[str, Any]) -> dict[str, Any]:
         match message["do"]:
@@ -150,12 +154,13 @@ class RemoteWriter(Reader):
         self._path = writer_socket
         self._socket: socket.socket | None = None
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, message: dict[str, Any], seconds: float = _TIMEOUT_SECONDS) -> dict[str, Any]:
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX)
                 self._socket.settimeout(_TIMEOUT_SECONDS)
                 self._socket.connect(str(self._path))
+            self._socket.settimeout(seconds)
             self._socket.sendall(frame(message))
             (length,) = _LENGTH.unpack(self._exactly(4))
             answer: dict[str, Any] = json.loads(self._exactly(length))
@@ -222,7 +227,7 @@ class RemoteWriter(Reader):
         self._ask({"do": "want_crl", "ca": ca})
 
     def index_subjects(self, labels: Collection[str]) -> None:
-        self._ask({"do": "index_subjects", "labels": sorted(labels)})
+        self._ask({"do": "index_subjects", "labels": sorted(labels)}, _INDEX_SECONDS)
 
     def store_health(self, slot: int, at: float) -> None:
         self._ask({"do": "health", "slot": slot, "at": at})

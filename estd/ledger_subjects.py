@@ -1,7 +1,7 @@
 """Certificates by their subject: an index for those labels alone whose registration authorities renew by names.
 
 An index on all subjects would cost each enrolment a page of the log; a partial one costs the rows of its label. Which
-labels have one follows the configuration, so that it is made (and filled by SQLite) when the writer starts.
+labels have one follows the configuration: the first issuer of each generation has it made, and filled by SQLite.
 """
 
 from __future__ import annotations

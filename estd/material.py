@@ -70,8 +70,10 @@ def read_pin(config: Config) -> str:
     """The token's PIN, from its file. Raises ConfigError."""
     try:
         pin = config.token.pin_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError([f"token.pin_file: {error}"]) from error
+    except UnicodeDecodeError:  # whose words show an octet
+        raise ConfigError([f"token.pin_file: {config.token.pin_file} is not UTF-8"]) from None
     if not pin:
         raise ConfigError([f"token.pin_file: {config.token.pin_file} is empty"])
     return pin

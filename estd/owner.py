@@ -13,8 +13,8 @@ from estd.errors import ConfigError
 
 def check(config: Config) -> None:
     """Before anything is written for the server. Raises ConfigError unless this is the server's user, whose the ledger
-    is; where there is none yet, the folder."""
-    uid = (config.ledger if config.ledger.exists() else config.folder).stat().st_uid
+    is; where it is lost, the server's own folder, and before there was a server, the configuration's."""
+    uid = next(one for one in (config.ledger, config.run, config.folder) if one.exists()).stat().st_uid
     if uid == os.geteuid():
         return
     try:

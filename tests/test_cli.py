@@ -27,8 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key, load_pem_private_key
 
 from estd import __version__, cli, command
+from estd import owner as whose
 from estd.config import load
-from estd.errors import Refused
+from estd.errors import ConfigError, Refused
 from estd.ledger import LedgerError, Writer
 from tests import make, servers
 from tests.servers import Server, wait_for
@@ -370,6 +371,22 @@ def test_a_lost_ledger_is_made_anew_by_an_operators_word_alone(copy: Server) -> 
     assert "nothing is wrong" in estd("check", copy.config).out
 
 
+@pytest.mark.parametrize(
+    ("ledger", "run", "folder", "owner"),
+    [(1, 2, 3, 1), (None, 2, 3, 2), (None, None, 3, 3)],
+    ids=["all", "lost", "new"],
+)
+def test_whose_instance_it_is(ledger: int | None, run: int | None, folder: int, owner: int) -> None:
+    """The ledger's owner, and where that is lost, whose the server's folder of sockets is: a configuration may be
+    root's."""
+
+    def of(uid: int | None) -> Any:
+        return SimpleNamespace(exists=lambda: uid is not None, stat=lambda: SimpleNamespace(st_uid=uid))
+
+    with pytest.raises(ConfigError, match=rf"\(uid {owner}\)"):
+        whose.check(SimpleNamespace(ledger=of(ledger), run=of(run), folder=of(folder)))  # type: ignore[arg-type]
+
+
 def _ledger_of_another_kind(copy: Server) -> None:
     (copy.folder / "ledger.sqlite3").write_bytes(b"not a database " * 1000)
 
@@ -400,6 +417,10 @@ def _tls_key_of_another(copy: Server) -> None:
     (copy.folder / "server.key").write_bytes(make.certificate().key_pem)
 
 
+def _pin_in_latin_1(copy: Server) -> None:
+    (copy.folder / "token" / "pin").write_bytes(b"\xfc\n")
+
+
 def _no_softhsm_configuration(copy: Server) -> None:
     (copy.folder / "token" / "softhsm2.conf").unlink()
 
@@ -420,6 +441,7 @@ def _anchor_is_no_ca(copy: Server) -> None:
         (_ca_of_another_key, "token: the key 01 in the token is not the key in the certificate of 'root'"),
         (_no_module, "token: there is no PKCS#11 module"),
         (_no_pin, "token.pin_file: "),
+        (_pin_in_latin_1, "/pin is not UTF-8\n"),
         (_anchor_is_no_ca, "can let nobody in: basicConstraints.cA must be asserted"),
         (
             _no_tls_key,

@@ -63,6 +63,14 @@ def test_a_new_ledger_is_its_owners_alone(path: Path) -> None:
         ledger.create(path)
 
 
+def test_a_ledger_that_cannot_be_made_whole_is_not_there(folder: Path) -> None:
+    """Where its lock cannot be had the empty file goes again, so that the next try is not told that it exists."""
+    (folder / "new.sqlite3.lock").mkdir()
+    with pytest.raises(LedgerError):
+        ledger.create(folder / "new.sqlite3")
+    assert not (folder / "new.sqlite3").exists()
+
+
 def test_what_was_recorded_is_found(writer: Writer, path: Path) -> None:
     """Every column comes back as it went in, for the writer and for a reader of the file."""
     one, other = row(), row(renews=b"\x01" * 16, revoked_at=5, reason=1)
