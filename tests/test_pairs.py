@@ -82,6 +82,7 @@ def _labels(port: int) -> str:
     )  # fmt: skip
     return "".join((
         '[proxy.front]\ncertificates = "front.pem"\nform = "rfc9440"\naddress_header = "X-Forwarded-For"\n',
+        '[proxy.far]\ncertificates = "front.pem"\nform = "rfc9440"\naddresses = ["192.0.2.0/24"]\n',
         '[profile.ed]\nkeys = ["ed25519"]\nother_names = "replace"\n',
         _label("hook", _GENERATES + _BEHIND, _ISSUED, hook),
         _label("hook-held", _GENERATES + _HELD, hook),
@@ -89,6 +90,7 @@ def _labels(port: int) -> str:
         _label("secret", _GENERATES + _BEHIND, _SECRETS),
         _label("secret-held", _GENERATES + _HELD, _SECRETS),
         _label("factory", _GENERATES + _BEHIND + 'expired_window = "30d"\n', _ISSUED, _FACTORY),
+        _label("far", 'proxies = ["far"]\n', _FACTORY),
         _label("factory-ed", _GENERATES, _FACTORY.replace('"registered"', '"ed"')),
         _label("factory-held", _HELD + _BEHIND, _FACTORY),
         _label("ra-held", _GENERATES + _HELD + "approval_waiting_each = 1\n", _RA),
@@ -294,6 +296,19 @@ def test_proxy_approval(pairs: Pairs) -> None:
     assert (second.identity, second.peer) == (f"device:factory-held/{MAKER}/PA-2", "127.0.0.1")
     assert pairs.passed_on("factory-held", "simpleenroll", csr_der, device) == 200
     assert pairs.passed_on("factory-held", "simpleenroll", make.csr(), pairs.front) == 401
+
+
+def test_a_proxy_elsewhere_is_no_device(pairs: Pairs) -> None:
+    """A proxy's own certificate stands for no device at a label that names this proxy, but at another address: not
+    where the registry would take it for one of its own either."""
+    device = pairs.device("PF-1")
+    pairs.add("PF-1", "far", maker=MAKER)
+    with pairs.client("far", device) as client:
+        assert client.enroll(lambda _: make.csr()).subject == device.certificate.subject
+    assert pairs.passed_on("far", "simpleenroll", make.csr(), device) == 403
+    with pairs.client("far", pairs.front) as client, pytest.raises(Refused, match="a proxy's own") as refused:
+        client.enroll(lambda _: make.csr())
+    assert refused.value.status == 403
 
 
 def test_approval_registry(pairs: Pairs) -> None:

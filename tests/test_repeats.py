@@ -61,9 +61,9 @@ def test_the_table_grows_and_loses_nothing() -> None:
 def test_every_hash_can_be_remembered(extreme: bytes) -> None:
     """A hash of nothing but zeros is not taken for an empty place, nor one of ones for more than its bits."""
     repeats = Repeats(WINDOW_MS, START_MS)
-    assert list(repeats.find(extreme, START_MS)) == []
+    assert repeats.find(extreme, START_MS) == []
     repeats.add(extreme, START_MS)
-    assert list(repeats.find(extreme, START_MS)) == [START_MS]
+    assert repeats.find(extreme, START_MS) == [START_MS]
 
 
 def test_a_clock_that_was_set_back_makes_no_miss() -> None:

@@ -229,6 +229,16 @@ def test_several_processes_enrol_renew_and_revoke(double: Server, folder: Path) 
                 client.enroll(lambda _, one=certificate: make.csr(subject=one.subject), renew=True)  # type: ignore[misc]
 
 
+def test_edges_that_use_one_number_get_their_own_answers(double: Server) -> None:
+    """Each edge counts its requests from 1, and an issuer works on those of both together."""
+    command = [
+        sys.executable, "-m", "bench.fleet", double.url, "--instance", str(double.folder), "--json", "--count", "600",
+        "--connections", "32", "--timeout", "5",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=False, timeout=120)
+    assert (done.returncode, json.loads(done.stdout)["errors"]) == (0, {}), done.stderr
+
+
 def test_a_repeat_meets_its_first_in_one_issuer(double: Server) -> None:
     """The same request by other connections, and so by other edges, gets the one certificate."""
     csr_der = make.csr(subject=make.name("again"))
