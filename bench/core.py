@@ -70,7 +70,7 @@ class Walk:
         key = ec.generate_private_key(ec.SECP256R1())
         csr_der = make_csr(key, x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "device-1")]), None, None)
         body = base64.b64encode(csr_der) + b"\n"
-        request = frames.Request(1, frames.ENROLL, 0, now + 1e9, None, -1, b"", chain, csr_der)
+        request = frames.Request(frames.ENROLL, 0, now + 1e9, None, -1, b"", chain, csr_der)
         packed = frames.pack_request(request, 1)
         client = ClientCertificate.parse(chain)
         evidence = policy.Evidence(
@@ -112,7 +112,7 @@ class Walk:
             "issuer: identify, path known": lambda: admission.identify(label, evidence, None, now, []),
             "issuer: parse the CSR": lambda: csr.parse(csr_der),
             "issuer: authorise": lambda: policy.authorise(label, evidence, who, parsed),
-            "issuer: asked before?": lambda: list(repeats.find(authorised.repeat_key, now_ms)),
+            "issuer: asked before?": lambda: repeats.find(authorised.repeat_key, now_ms),
             "issuer: TBSCertificate": prepare,
             "token: r || s to DER": lambda: ecdsa_der(raw, 32),
             "issuer: certificate": lambda: self.issuer.complete(prepared, raw),

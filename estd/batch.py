@@ -92,7 +92,7 @@ class BatchLine:
         self._enquiry = Enquiry(ledger, material.policies, report)
 
     def run(self, requests: Sequence[Request]) -> list[Answer]:
-        """An answer for each request, in their order; their ids may be anybody's. Raises Fatal, with answers for all,
+        """An answer for each request, in their order; their ids need not differ. Raises Fatal, with answers for all,
         when the process must end."""
         now = self._clock()
         policies = self._material.policies
@@ -102,11 +102,11 @@ class BatchLine:
         fatal = ""
         for item in items:
             self._guard(item, self._see, now)
-        held = self._held(items)
-        for item in self._enquiry.ask([item for item in items if item.answer is None], held):
+        known = self._known(items)
+        for item in self._enquiry.ask([item for item in items if item.answer is None], known):
             item.refuse(_NO_REGISTRY)
         for name, step in (
-            ("identify", partial(self._identify, held)),
+            ("identify", partial(self._identify, known)),
             ("parse", self._parse),
             ("authorise", self._authorise),
         ):
@@ -131,9 +131,9 @@ class BatchLine:
         for item in items:
             if item.answer is None and item.twin is not None and item.twin.answer is not None:
                 item.answer = item.twin.answer._replace(id=item.request.id)
-        known = iter(items)
+        worked_on = iter(items)
         answers = [
-            next(known).answered if request.label < len(policies) else refusal(request.id, _NO_LABEL)
+            next(worked_on).answered if request.label < len(policies) else refusal(request.id, _NO_LABEL)
             for request in requests
         ]
         if fatal:
@@ -182,23 +182,23 @@ class BatchLine:
         if (told := self._enquiry.told(item)) is not None:
             item.evidence = item.evidence._replace(told=told)
 
-    def _held(self, items: Sequence[Item]) -> Mapping[bytes, Row]:
+    def _known(self, items: Sequence[Item]) -> Mapping[bytes, Row]:
         """What the ledger holds under the serial numbers of the clients' certificates, asked once for the batch."""
         shown = [item for item in items if item.evidence is not None and item.evidence.certificate is not None]
         serials = {item.evidence.certificate.serial for item in shown if item.evidence and item.evidence.certificate}
         try:
-            held = self._ledger.find_many(serials) if serials else {}
+            known = self._ledger.find_many(serials) if serials else {}
         except Exception as error:
             self._report("step_failed", error=repr(error)[:500], step="find_many")
             trouble = Unavailable(Reason.INTERNAL, "The ledger could not be asked; the server's log says why.")
             for item in shown:
                 item.refuse(trouble)
             return {}
-        if self._superseding is not None and held:
+        if self._superseding is not None and known:
             for item in shown:
                 if item.evidence and item.evidence.certificate:
-                    self._superseding.saw(item.evidence.certificate, held.get(item.evidence.certificate.serial))
-        return held
+                    self._superseding.saw(item.evidence.certificate, known.get(item.evidence.certificate.serial))
+        return known
 
     def settle(self, sighted: Collection[bytes] = ()) -> None:
         """Between batches: revoke what is superseded by the certificates that were seen, in requests or by an edge.
@@ -206,10 +206,10 @@ class BatchLine:
         if self._superseding is not None:
             self._superseding.settle(sighted, self._ledger, self._clock())
 
-    def _identify(self, held: Mapping[bytes, Row], item: Item, now: float) -> None:
+    def _identify(self, known: Mapping[bytes, Row], item: Item, now: float) -> None:
         assert item.evidence is not None
         certificate = item.evidence.certificate
-        row = held.get(certificate.serial) if certificate is not None else None
+        row = known.get(certificate.serial) if certificate is not None else None
         refusals: list[EstError] = []
         try:
             item.client = admission.identify(item.policy, item.evidence, issued_before(row), now, refusals)
@@ -231,7 +231,7 @@ class BatchLine:
         if item.evidence.key_to_come:
             if secret is not None and secret.spent:
                 raise registry.spent()
-            if item.authorised.held is None:
+            if item.authorised.pending is None:
                 item.may()
             return
         now_ms = int(now * 1000)
@@ -245,7 +245,7 @@ class BatchLine:
                 return
         if secret is not None and secret.spent:
             raise registry.spent()
-        if item.request.kind in frames.ASKS and item.authorised.held is None:
+        if item.request.kind in frames.ASKS and item.authorised.pending is None:
             item.may()
 
     def _for_device(self, item: Item, now: float) -> policy.Renewed:
@@ -264,9 +264,9 @@ class BatchLine:
         asked: list[holding.Asked] = []
         for item in items:
             assert item.authorised is not None
-            if item.authorised.held is not None:
+            if item.authorised.pending is not None:
                 held.append(item)
-                asked.append(holding.Asked(item.authorised, item.authorised.held, item.request.peer))
+                asked.append(holding.Asked(item.authorised, item.authorised.pending, item.request.peer))
         if not held:
             return items, []
         try:
@@ -337,8 +337,8 @@ class BatchLine:
                     uses.append(use)
                 if item.request.revocation:
                     challenges[row.serial] = item.request.revocation
-            held = holding.changes(approved, [item.verdict for item in waiting])
-            left_out = self._ledger.record(rows, held, uses, challenges)
+            changes = holding.changes(approved, [item.verdict for item in waiting])
+            left_out = self._ledger.record(rows, changes, uses, challenges)
         except Exception as error:
             # Whatever was raised: the rows may or may not be there, so no certificate of this batch may leave.
             trouble = Unavailable(Reason.LEDGER_AWAY, "The CA cannot record certificates at the moment.")

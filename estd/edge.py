@@ -225,7 +225,6 @@ class Edge:
             said = await served.webhook.ask(chain=chain, claim=claim, operation=operation, csr_der=sent.csr_der)
             verdict = verdicts.pack(said) if said is not None else b""
         asked = Request(
-            id=0,
             kind=_KINDS[operation],
             label=served.number,
             deadline=deadline,
@@ -261,7 +260,7 @@ class Edge:
     async def _ask_for_key(
         self, asked: Request, challenge: bytes | None, seen: _Seen, kind: int, csr_der: bytes
     ) -> frames.Answer:
-        """The same for what serverkeygen makes of a request."""
+        """What an issuer grants to what serverkeygen makes of a request; raises its refusal."""
         kept = await self._hashing.hashed(challenge) if challenge is not None and kind not in frames.ASKS else b""
         return _granted(await self._ask(asked._replace(kind=kind, csr_der=csr_der, revocation=kept)), seen)
 

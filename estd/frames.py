@@ -37,7 +37,6 @@ class FrameError(Exception):
 
 
 class Request(NamedTuple):
-    id: int
     kind: int
     label: int
     """Index in the configuration's labels."""
@@ -60,11 +59,13 @@ class Request(NamedTuple):
     """What is kept of its revocationChallenge (`revocation.hashed`), where the label takes one."""
     asked_key: bytes = b""
     """serverkeygen where the label holds requests for a person: the SHA-256 of the key in the client's own request."""
+    id: int = 0
+    """What its frame says: the number that its answer bears."""
 
 
 _MORE_FROM = Request._fields.index("peer")
 _NO_MORE = ("", b"", b"", b"", b"")
-"""The last fields of most requests."""
+"""The last fields of most requests, before the id."""
 
 
 class Answer(NamedTuple):
@@ -85,7 +86,7 @@ def pack_request(request: Request, number: int) -> bytes:
     """The frame, whose answer will bear `number`."""
     user = b"" if request.user is None else request.user.encode()
     more = b""
-    if request[_MORE_FROM:] != _NO_MORE:
+    if request[_MORE_FROM:-1] != _NO_MORE:
         peer = request.peer.encode()
         lengths = _MORE.pack(len(request.claim), len(peer), len(request.revocation), len(request.asked_key))
         more = b"".join((lengths, request.claim, peer, request.revocation, request.asked_key, request.verdict))
@@ -114,8 +115,8 @@ def unpack_request(data: bytes, at: int, end: int) -> Request:
     except UnicodeDecodeError:
         raise FrameError("a user name that is not UTF-8") from None
     request = Request(
-        number, kind, label, deadline, user, rule,
-        data[user_end:binding_end], data[binding_end:chain_end], data[more_end:end],
+        kind, label, deadline, user, rule, data[user_end:binding_end], data[binding_end:chain_end],
+        data[more_end:end], id=number,
     )  # fmt: skip
     return _with_more(request, data[chain_end:more_end]) if more_len else request
 
@@ -147,12 +148,12 @@ def pack_cancel(number: int) -> bytes:
 
 def pack_seen(leaf_der: bytes) -> bytes:
     """A client's certificate that was seen without an enrolment; nothing is answered."""
-    return pack_request(Request(0, SEEN, 0, 0.0, None, -1, b"", leaf_der, b""), 0)
+    return pack_request(Request(SEEN, 0, 0.0, None, -1, b"", leaf_der, b""), 0)
 
 
 def question(label: int, deadline: float, key_id: bytes, serial: bytes) -> Request:
     """When the certificate that these two name had best be renewed: answered with renewal-info's body."""
-    return Request(0, WHEN, label, deadline, None, -1, key_id, serial, b"")
+    return Request(WHEN, label, deadline, None, -1, key_id, serial, b"")
 
 
 def pack_answer(answer: Answer) -> bytes:

@@ -21,7 +21,7 @@ from estd import errors
 from estd.errors import EstError, Forbidden, Reason, TooMany, Unavailable, retry_seconds
 from estd.labels import Label
 from estd.ledger_requests import NOTHING_HELD, Held, Standing, Waiting
-from estd.policy import Authorised, HeldRequest
+from estd.policy import Authorised, Pending
 
 
 class Requests(Protocol):
@@ -34,7 +34,7 @@ class Requests(Protocol):
 
 class Asked(NamedTuple):
     authorised: Authorised
-    held: HeldRequest
+    pending: Pending
     peer: str
 
 
@@ -60,9 +60,9 @@ def changes(approved: Mapping[bytes, Verdict], waiting: Sequence[Verdict | None]
 def judge(requests: Requests, asked: Sequence[Asked], now_ms: int) -> list[Verdict]:
     """A verdict on each: one question to the ledger for what is open; where there are new ones, one more for each
     client and each label of theirs."""
-    found = requests.find_open([one.held.key for one in asked], now_ms)
+    found = requests.find_open([one.pending.key for one in asked], now_ms)
     queues = _Queues(requests, now_ms)
-    return [_verdict(one, found.get(one.held.key), queues, now_ms) for one in asked]
+    return [_verdict(one, found.get(one.pending.key), queues, now_ms) for one in asked]
 
 
 class _Queues:
@@ -107,8 +107,8 @@ def waits(label: Label) -> EstError:
 
 def _new(asked: Asked, queues: _Queues, now_ms: int) -> Verdict:
     """A request that nobody has seen yet. A registration authority's count as its own, whoever they are for."""
-    authorised, held = asked.authorised, asked.held
-    label, identity = authorised.label, held.asker
+    authorised, pending = asked.authorised, asked.pending
+    label, identity = authorised.label, pending.asker
     retry = retry_seconds(label.approval.retry_seconds)
     own = queues.count(label.name, identity)
     if own >= label.approval.waiting_each:
@@ -121,7 +121,7 @@ def _new(asked: Asked, queues: _Queues, now_ms: int) -> Verdict:
     return Verdict(
         waits(label),
         waiting=Waiting(
-            key=held.key,
+            key=pending.key,
             label=label.name,
             profile=authorised.profile.name,
             renews=authorised.renews,
@@ -129,8 +129,8 @@ def _new(asked: Asked, queues: _Queues, now_ms: int) -> Verdict:
             peer=asked.peer,
             subject=authorised.names.text,
             names=json.dumps([_text(name) for name in authorised.names.san], ensure_ascii=False),
-            key_kind="serverkeygen" if held.asked_key else authorised.request.key_kind,
-            spki_sha256=held.asked_key or hashlib.sha256(authorised.request.spki_der).digest(),
+            key_kind="serverkeygen" if pending.asked_key else authorised.request.key_kind,
+            spki_sha256=pending.asked_key or hashlib.sha256(authorised.request.spki_der).digest(),
             asked_at=now_ms,
             expires_at=now_ms + label.approval.window_seconds * 1000,
         ),

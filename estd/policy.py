@@ -97,13 +97,13 @@ class Authorised(NamedTuple):
     """The serial of the certificate that this one renews."""
     repeat_key: bytes
     """Equal for requests that are the same request sent again."""
-    held: HeldRequest | None = None
+    pending: Pending | None
     """None where nobody has to approve it."""
-    secret: OneTimeSecret | None = None
+    secret: OneTimeSecret | None
     """To be marked as used with the certificate."""
 
 
-class HeldRequest(NamedTuple):
+class Pending(NamedTuple):
     """What waits for a person."""
 
     key: bytes
@@ -187,18 +187,15 @@ def authorise(
             Reason.KEY_REFUSED,
             f"The profile takes keys of {', '.join(sorted(profile.keys))}; this one is {request.key_kind}.",
         )
-    approval, held = policy.label.approval.held, None
-    if approval == "off":
-        repeat_key = _key(evidence, client, profile, request.spki_der, granted.subject_der + granted.san_der)
-    else:
-        repeat_key = held_key = _key(evidence, client, profile, request.spki_der, granted.key)
+    repeat_key = _request_key(evidence, client, profile, request.spki_der, granted)
+    held, pending = policy.label.approval.held, None
+    # A renewal under other names (ChangeSubjectName) is a first certificate.
+    if held == "all" or (held == "first" and (renewed is None or renames)):
+        pending = Pending(repeat_key, client.identity, evidence.asked_key)
         if evidence.asked_key:  # the key of each try is another
-            held_key = _key(evidence, client, profile, evidence.asked_key, granted.key)
+            pending = pending._replace(key=_request_key(evidence, client, profile, evidence.asked_key, granted))
         if evidence.key_to_come:
-            repeat_key = held_key
-        # A renewal under other names (ChangeSubjectName) is a first certificate.
-        if approval == "all" or renewed is None or renames:
-            held = HeldRequest(held_key, client.identity, evidence.asked_key)
+            repeat_key = pending.key
     return Authorised(
         label=policy.label,
         profile=profile,
@@ -207,7 +204,7 @@ def authorise(
         request=request,
         renews=renewed.serial if renewed is not None else None,
         repeat_key=repeat_key,
-        held=held,
+        pending=pending,
         secret=client.secret,
     )
 
@@ -278,9 +275,9 @@ def _check_renewal(
         raise Forbidden(Reason.REKEY_REFUSED, "This label renews certificates with a new key only.")
 
 
-def _key(evidence: Evidence, client: Client, profile: Profile, key: bytes, granted: bytes) -> bytes:
+def _request_key(evidence: Evidence, client: Client, profile: Profile, key: bytes, granted: names.Names) -> bytes:
     """A hash of (label, operation, credential, SubjectPublicKeyInfo or its hash, names, profile)."""
     operation = b"renew" if evidence.renewal else b"enroll"
     label, who, name = evidence.label.encode(), client.identity.encode(), profile.name.encode()
-    lengths = _LENGTHS.pack(len(label), len(operation), len(who), len(key), len(granted), len(name))
-    return hashlib.sha256(b"".join((lengths, label, operation, who, key, granted, name))).digest()
+    lengths = _LENGTHS.pack(len(label), len(operation), len(who), len(key), len(granted.key), len(name))
+    return hashlib.sha256(b"".join((lengths, label, operation, who, key, granted.key, name))).digest()

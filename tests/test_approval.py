@@ -371,6 +371,16 @@ def test_R27_R29_a_key_that_is_to_be_made_waits_for_a_person(scene: Scene) -> No
     assert states(scene) == ["issued", "denied", "pending"]
 
 
+def test_R27_R29_an_edge_asks_for_several_keys_with_one_stand_in(scene: Scene) -> None:
+    """Each is a question of its own, by the key that its client asked with, in one batch too."""
+    stand_in = make.csr()
+    assert (
+        refused(*scene.act(*(asks(stand_in, kind=frames.MAY, asked_key=bytes([at]) * 32) for at in (1, 2, 1))))
+        == [WAITS] * 3
+    )
+    assert states(scene) == ["pending", "pending"]
+
+
 def test_R27_R44_what_is_asked_before_a_challenge_is_hashed_waits_too(scene: Scene) -> None:
     """A revocationChallenge is hashed for a request that is approved, not at each poll: the question waits itself. In
     one batch with what follows it, it is no twin of that: a certificate is never answered with a question's answer."""

@@ -228,7 +228,7 @@ def asks(csr_der: bytes | None = None, **changes: Any) -> Request:
     """An enrolment by Basic credential of a new device."""
     changes = {"label": 0, **changes}
     return Request(
-        id=0, kind=frames.ENROLL, deadline=float("inf"), user="factory", rule=BASIC_RULE[changes["label"]], binding=b"",
+        kind=frames.ENROLL, deadline=float("inf"), user="factory", rule=BASIC_RULE[changes["label"]], binding=b"",
         chain=b"", csr_der=make.csr() if csr_der is None else csr_der, label=0,
     )._replace(**changes)  # fmt: skip
 

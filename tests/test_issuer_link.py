@@ -54,7 +54,7 @@ class Issuer:
 
 
 def request(deadline_seconds: float = 60.0) -> Request:
-    return Request(0, frames.ENROLL, 0, time.monotonic() + deadline_seconds, None, -1, b"", b"", b"csr")
+    return Request(frames.ENROLL, 0, time.monotonic() + deadline_seconds, None, -1, b"", b"", b"csr")
 
 
 async def until(condition: Callable[[], bool]) -> None:

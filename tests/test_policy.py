@@ -474,9 +474,9 @@ def test_repeats_are_the_same_request_sent_again() -> None:
         "alternative name": authorised(key, san=[x509.DNSName("b.example")]),
         "credential": authorised(key, client=FACTORY._replace(identity="basic:other")),
         "profile": authorised(
-            key, rules=label_policy(issued_rule(), profiles={"free": replace(PROFILES["free"], name="x")})
+            key, rules=label_policy(issued_rule(), profiles={"free": replace(PROFILES["free"], name="fred")})
         ),
-        "label": authorised(key, rules=label_policy(issued_rule(), name="there")),
+        "label": authorised(key, rules=label_policy(issued_rule(), name="hers")),
         "operation": authorised(key, client=client_of(ISSUED)._replace(identity=FACTORY.identity), given=renewing()),
     }
     assert len({first, *(one.repeat_key for one in other.values())}) == 1 + len(other)
