@@ -13,11 +13,10 @@ from cryptography import x509
 from cryptography.hazmat import asn1
 
 from estd import challenges, der
-from estd.attributes import UNREADABLE, Attribute
+from estd.attributes import EXTENSION_REQUEST, UNREADABLE, Attribute
 
 _TEMPLATE = "1.2.840.113549.1.9.16.2.61"
-_CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
-_EXTENSION_LISTS = ("1.2.840.113549.1.9.14", "1.2.840.113549.1.9.16.2.62")
+_EXTENSION_LISTS = (EXTENSION_REQUEST, "1.2.840.113549.1.9.16.2.62")
 """extensionRequest, and a template's own, whose extensions may be without a value (RFC 9908 §3.4)."""
 
 
@@ -70,7 +69,7 @@ class Asked:
     @property
     def linked(self) -> bool:
         """Whether the request must be linked to its TLS connection (RFC 7030 §3.5)."""
-        return _CHALLENGE_PASSWORD in self.attributes or self.identity_linking
+        return challenges.PASSWORD.oid in self.attributes or self.identity_linking
 
     @property
     def identity_linking(self) -> bool:

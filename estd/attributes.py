@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 
 
@@ -32,8 +33,12 @@ class _Request:
     signature: asn1.BitString
 
 
-UNREADABLE = (ValueError, TypeError, OverflowError)
-"""What the decoder raises for DER that it does not take."""
+EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+UNREADABLE = (
+    ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What `cryptography` raises for DER that it does not take, at loading or when a part is read."""
 
 
 def values_of(csr_der: bytes, oid: str) -> list[list[asn1.TLV]]:

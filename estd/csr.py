@@ -23,8 +23,7 @@ from estd.errors import BadRequest, Reason
 
 _PKCS_9 = challenges.PASSWORD.oid_der[2:-1]
 """What the OIDs of both attributes that may link a request begin with, and those of most others."""
-_EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
-_EXTENSION_REQUEST_DER = der.oid(_EXTENSION_REQUEST)
+_EXTENSION_REQUEST_DER = der.oid(attributes.EXTENSION_REQUEST)
 _CURVES = {"secp256r1": "ec-p256", "secp384r1": "ec-p384", "secp521r1": "ec-p521"}
 _RSA_SIZES = (2048, 3072, 4096)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -60,12 +59,6 @@ _ED25519_SMALL_ORDER = frozenset(
 )  # fmt: skip
 """The y of the points of order 1, 2, 4 and 8: a signature that fits such a key takes no private key."""
 _ML_DSA_BYTES = {"ml-dsa-44": 1312, "ml-dsa-65": 1952, "ml-dsa-87": 2592}
-
-UNREADABLE = (
-    ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)  # fmt: skip
-"""What cryptography raises for DER that it does not take, at loading or when a part is read."""
 
 
 class CertificationRequest(NamedTuple):
@@ -164,7 +157,7 @@ def load(csr_der: bytes) -> x509.CertificateSigningRequest:
     """The request, nothing of it verified. A 400 where the octets are not the DER of one."""
     try:
         return x509.load_der_x509_csr(csr_der)
-    except UNREADABLE:
+    except attributes.UNREADABLE:
         raise BadRequest(Reason.NOT_DER, "The body's base64 is not the DER of one PKCS#10 request.") from None
 
 
@@ -199,9 +192,10 @@ def parse(csr_der: bytes) -> CertificationRequest:
     try:
         subject = request.subject
         extensions = request.extensions
-        if csr_der.count(_EXTENSION_REQUEST_DER) > 1 and len(attributes.values_of(csr_der, _EXTENSION_REQUEST)) > 1:
+        twice = csr_der.count(_EXTENSION_REQUEST_DER) > 1
+        if twice and len(attributes.values_of(csr_der, attributes.EXTENSION_REQUEST)) > 1:
             raise BadRequest(Reason.BAD_CSR, "The request has more than one extensionRequest.")
-    except UNREADABLE as error:
+    except attributes.UNREADABLE as error:
         raise BadRequest(Reason.BAD_CSR, f"The request's subject or extensions cannot be read: {error}.") from None
     linked = may_be_linked(csr_der)
     return CertificationRequest(

@@ -23,7 +23,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from estd import der, names
-from estd.csr import UNREADABLE
+from estd.attributes import UNREADABLE
 from estd.errors import EstError, Reason, Unauthenticated
 
 _SHA256 = hashes.SHA256()

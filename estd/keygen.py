@@ -95,7 +95,7 @@ def wanted_kind(asked_der: bytes) -> str:
         )
     try:
         return csr.key_kind(request.public_key())
-    except (BadRequest, *csr.UNREADABLE):
+    except (BadRequest, *attributes.UNREADABLE):
         return ""
 
 

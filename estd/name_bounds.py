@@ -20,7 +20,7 @@ SMALL_BYTES = 2 * SAN_MAX
 """No request that is smaller has too many names: each takes a tag and a length."""
 
 _SUBJECT_ALT_NAME = "2.5.29.17"
-_EXTENSION_REQUESTS = ("1.2.840.113549.1.9.14", "1.3.6.1.4.1.311.2.1.14")
+_EXTENSION_REQUESTS = (attributes.EXTENSION_REQUEST, "1.3.6.1.4.1.311.2.1.14")
 """PKCS#9's and Microsoft's, which `cryptography` reads alike."""
 
 

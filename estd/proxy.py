@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd import der
-from estd.csr import UNREADABLE
+from estd.attributes import UNREADABLE
 from estd.errors import BadRequest, Forbidden, Reason
 from estd.proxy_settings import Form, Network
 

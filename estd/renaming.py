@@ -12,13 +12,13 @@ from cryptography import x509
 from cryptography.hazmat import asn1
 
 from estd import attributes, der, name_bounds, names
-from estd.csr import UNREADABLE, CertificationRequest
+from estd.csr import CertificationRequest
 from estd.errors import BadRequest, Reason
 from estd.names import Names
 
 CHANGE_SUBJECT_NAME = x509.ObjectIdentifier("1.3.6.1.5.5.7.7.36")
 _CHANGE_SUBJECT_NAME_DER = der.oid(CHANGE_SUBJECT_NAME.dotted_string)
-_EXTENSION_REQUEST_DER = der.oid("1.2.840.113549.1.9.14")
+_EXTENSION_REQUEST_DER = der.oid(attributes.EXTENSION_REQUEST)
 _SUBJECT_ALT_NAME_DER = der.oid("2.5.29.17")
 _NO_SIGNATURE = der.tlv(der.SEQUENCE, der.oid("1.2.840.10045.4.3.2")) + der.tlv(der.BIT_STRING, b"\0")
 _SEQUENCE, _SET = b"\x30", b"\x31"
@@ -48,7 +48,7 @@ def read(request: CertificationRequest, current: Names) -> Names | None:
         shell = x509.load_der_x509_csr(shell_der)
         name_bounds.check(shell_der)
         asked = names.of_extensions(shell.subject, shell.extensions)
-    except UNREADABLE:
+    except attributes.UNREADABLE:
         raise _malformed("cannot be read") from None
     return Names(
         subject=asked.subject if subject_der else current.subject,
