@@ -216,6 +216,8 @@ def expected(cell: Cell) -> Answer:
     }  # fmt: skip
     if cell.operation not in offered:
         return 404, "unknown_operation"
+    if cell.shown.header and not _from_proxy(label, cell.shown):
+        return 403, "proxy"
     if cell.method != offered[cell.operation]:
         return 405, "method"
     if cell.operation == "csrattrs" and set(label.ways) <= {"issued"}:
@@ -251,13 +253,16 @@ def _told_when(who: Who) -> Answer:
     return (200, "") if CERTIFICATES[who.certificate].under else (404, "unknown_certificate")
 
 
+def _from_proxy(label: Label, who: Who) -> bool:
+    return label.proxy and who.certificate == "the proxy's"
+
+
 def _evidence(label: Label, who: Who) -> tuple[Who, Answer | None]:
     """What there is to judge, after the proxy and the password."""
-    from_proxy = label.proxy and who.certificate == "the proxy's"
-    if (who.header or who.certificate == "the proxy's") and not from_proxy:
-        return who, (403, "proxy")
-    if from_proxy:
+    if _from_proxy(label, who):
         who = replace(who, certificate=who.header)
+    elif who.certificate == "the proxy's":
+        return who, (403, "proxy")
     hears_claims = "secret" in label.ways or "hook" in label.ways
     is_right = who.basic in PASSWORDS and f"basic:{who.basic}" in label.ways
     if who.basic == "bearer" or (who.basic and not is_right and not hears_claims):
@@ -358,7 +363,7 @@ def _granted(how: str, label: Label, cell: Cell) -> Answer:
 
 def cells() -> list[Cell]:
     """Every combination that is possible and says something that its neighbour does not."""
-    return [*_public(), *_nowhere(), *(cell for word in WORDS for cell in _enrolments(word))]
+    return [*_public(), *_nowhere(), *_headers(), *(cell for word in WORDS for cell in _enrolments(word))]
 
 
 def _public() -> Iterator[Cell]:
@@ -373,18 +378,38 @@ def _public() -> Iterator[Cell]:
 
 
 def _nowhere() -> Iterator[Cell]:
-    """Wrong methods, operations and labels that there are not: the same for everybody, before anything is judged."""
+    """Wrong methods, operations and labels that there are not: the same for everybody who sends no proxy's header,
+    before anything is judged."""
     for who in ("nobody", "own, valid"):
         for label in ("", "closed", "keys"):
             for method, operation in (
-                ("GET", "simpleenroll"), ("PUT", "simplereenroll"), ("GET", "serverkeygen"), ("POST", "cacerts"),
-                ("POST", "csrattrs"), ("POST", "crls"), ("POST", "renewal-info"), ("POST", "fullcmc"),
-                ("GET", "fullcmc"), ("POST", "renew"), ("POST", "closed%2Fsimpleenroll"),
+                *_WRONG_METHODS, ("POST", "fullcmc"), ("GET", "fullcmc"), ("POST", "renew"),
+                ("POST", "closed%2Fsimpleenroll"),
             ):  # fmt: skip
                 yield Cell(label, method, operation, who)
     for who in ("nobody", "Basic", "idevid"):
         for operation in ("cacerts", *ENROLMENTS):
             yield Cell("nowhere", "GET" if operation == "cacerts" else "POST", operation, who)
+
+
+def _headers() -> Iterator[Cell]:
+    """A proxy's header where it is looked at before the method, and where there is nothing to look for; and a proxy
+    without one, whose certificate counts at enrolments alone."""
+    for label in ("", "closed", "proxied"):
+        for who in (*_WITH_HEADER, "the proxy's"):
+            for method, operation in (*_WRONG_METHODS, ("POST", "fullcmc")):
+                yield Cell(label, method, operation, who)
+            for operation in (*PUBLIC, "renewal-info"):
+                yield Cell(label, "GET", operation, who)
+    for who in ("no proxy, a header", "proxy: idevid"):
+        yield Cell("nowhere", "POST", "simpleenroll", who)
+
+
+_WRONG_METHODS = (
+    ("GET", "simpleenroll"), ("PUT", "simplereenroll"), ("GET", "serverkeygen"), ("POST", "cacerts"),
+    ("POST", "csrattrs"), ("POST", "crls"), ("POST", "renewal-info"),
+)  # fmt: skip
+_WITH_HEADER = ("no proxy, a header", "no proxy, own with a header", "proxy: idevid")
 
 
 def _enrolments(word: str) -> Iterator[Cell]:
