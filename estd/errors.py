@@ -5,8 +5,9 @@
     ├─ BadRequest             400      not_base64 not_der pem bad_csr bad_signature weak_key bad_key key_refused
     │                                linking bad_http csrattrs decrypt_key proxy bad_cert_id
     ├─ Unauthenticated        401      no_credential wrong_credential cert_expired cert_unknown cert_not_client
+    │                                secret_spent
     ├─ Forbidden              403      not_granted name_refused revoked not_issued rekey_refused denied proxy
-    │                                device_unknown device_disabled secret_spent
+    │                                device_unknown device_disabled cert_expired
     ├─ NotFound               404      unknown_label unknown_operation unknown_certificate
     ├─ MethodNotAllowed       405      method
     ├─ TooLarge               413      too_large
