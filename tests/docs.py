@@ -27,6 +27,12 @@ def blocks(page: str, language: str, *, section: str = "") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def refusals(page: str) -> list[tuple[int, str]]:
+    """Status and reason of each row in a page's tables of what a refusal says."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [(int(row[1]), row[2]) for row in re.finditer(r"^\| (\d{3}) \| `(\w+)` \|", text, re.MULTILINE)]
+
+
 @dataclass
 class Newcomer:
     """Somebody who pastes commands in a folder of their own: demo/ is the server's instance, tools/ and

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from estd import verdicts
+from estd import errors, verdicts
 from tests import docs, make, servers
 from tests.docs import ROOT, Newcomer
 from tests.servers import Server
@@ -136,6 +136,32 @@ def test_each_link_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+def raised() -> set[tuple[int, str]]:
+    """Status and reason of each refusal that the code makes, whatever its sentence."""
+    found = {(405, "method")}  # made in its own class
+    kinds = {kind.__name__: kind.status for kind in errors.BY_STATUS.values()}
+    for path in (ROOT / "estd").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Name(kind) | ast.Attribute(attr=kind),
+                    args=[ast.Attribute(value=ast.Name("Reason"), attr=reason), *_],
+                ) if kind in kinds:
+                    found.add((kinds[kind], errors.Reason[reason].value))
+    return found
+
+
+def test_each_refusal_is_on_a_page() -> None:
+    """docs/authorisation.md and docs/operations.md have between them each reason that there is, once with each status
+    that the code raises it with; estd/errors.py lists the same."""
+    rows = [row for page in ("docs/authorisation.md", "docs/operations.md") for row in docs.refusals(page)]
+    assert {reason for _, reason in rows} == set(errors.REASONS)
+    assert sorted(rows) == sorted(raised())
+    listed = re.findall(r"^    [├└]─ \w+ +(\d{3})(.*(?:\n    │ {9}.*)*)", errors.__doc__ or "", re.MULTILINE)
+    words = [(int(status), word) for status, text in listed for word in re.findall(r"\w+", text.partition(":")[0])]
+    assert sorted(words) == sorted(rows)
 
 
 def test_the_webhooks_question_and_answer_are_as_the_page_shows_them() -> None:
