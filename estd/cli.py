@@ -195,8 +195,7 @@ def credential_add(file: Path, user: str, password_file: Path | None) -> None:
     made = credentials.line(user, secret, generated=password_file is None)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     kept = [one for one in lines if one.startswith("#") or one.partition(":")[0] != user]
-    mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
-    durable.write(file.resolve(), "".join(f"{one}\n" for one in [*kept, made]).encode(), mode=mode)
+    durable.write(file, "".join(f"{one}\n" for one in [*kept, made]).encode())
     click.echo(f"{user}:{secret}" if password_file is None else f"{user} is in {file}")
 
 

@@ -225,14 +225,13 @@ def _new_key(kind: str, request_key: Path) -> Any:
 def _finish_writing(key: Path, certificate: Path) -> None:
     """The key is renamed before the certificate, which is whole beside it then. A crash between the two left the new
     key with the old certificate: by the next command the one that fits takes its place."""
-    beside = durable.beside(certificate)
     try:
-        left = x509.load_pem_x509_certificate(beside.read_bytes())
+        left = x509.load_pem_x509_certificate(durable.beside(certificate).read_bytes())
         fits = load_pem_private_key(key.read_bytes(), None).public_key() == left.public_key()
     except (OSError, ValueError):
         return  # none was left, or a crash before the first rename left a part of it
     if fits:
-        durable.rename(beside, certificate)
+        durable.take_place(certificate)
 
 
 def _pem_of_key(key: PrivateKeyTypes) -> bytes:

@@ -366,7 +366,7 @@ def set_key_id(file: Path, name: str, old: str, new: str) -> bool:
     try:
         if not file.stat().st_mode & stat.S_IWUSR:
             return False
-        durable.write(file, changed.encode(), mode=file.stat().st_mode & 0o777)
+        durable.write(file, changed.encode())
     except OSError:
         return False
     return True

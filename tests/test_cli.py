@@ -590,10 +590,11 @@ main()
 @pytest.mark.parametrize("last", ["a.key", "a.pem"])
 def test_a_renewal_in_place_outlives_its_end(server: Server, folder: Path, last: str) -> None:
     """Whoever renews into the files that hold its only identity, and ends before the key has its name or between key
-    and certificate, renews with the next command all the same; the key is its owner's alone, whatever it was."""
+    and certificate, renews with the next command all the same; key and certificate keep their modes."""
     certificate, key = server.idevid_files
     enrolled(server, folder, "--cert", certificate, "--key", key, out="a")
-    (folder / "a.key").chmod(0o644)
+    (folder / "a.key").chmod(0o640)
+    (folder / "a.pem").chmod(0o604)
     before = {name: (folder / name).read_bytes() for name in ("a.key", "a.pem")}
     command = (
         "enroll", server.url, "--cacert", str(server.folder / "ca.pem"), "--cert", "a.pem", "--key", "a.key", "--renew",
@@ -609,7 +610,7 @@ def test_a_renewal_in_place_outlives_its_end(server: Server, folder: Path, last:
     renewed = x509.load_pem_x509_certificate((folder / "a.pem").read_bytes())
     assert renewed.public_key() == load_pem_private_key((folder / "a.key").read_bytes(), None).public_key()
     assert sorted(path.name for path in folder.iterdir()) == ["a.ca.pem", "a.key", "a.pem"]
-    assert mode(folder / "a.key") == 0o600
+    assert (mode(folder / "a.key"), mode(folder / "a.pem")) == (0o640, 0o604)
 
 
 @pytest.mark.parametrize("tls", ["1.2", "1.3"])
