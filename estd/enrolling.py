@@ -6,6 +6,7 @@ import ipaddress
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +85,7 @@ def enroll(options: Options) -> dict[str, Any]:
     """Enroll as the options say; returns what was written and got. Raises ClientError, OSError or ValueError."""
     out, out_key, request_key = (Path(f"{options.out}.{end}") for end in ("pem", "key", "request.key"))
     _finish_writing(out_key, out)
+    _forget(request_key, out_key)
     if options.serverkeygen and options.renew:
         raise ClientError("--serverkeygen asks for a new key and certificate; it renews nothing: leave --renew out")
     user, password = None, None
@@ -118,18 +120,15 @@ def enroll(options: Options) -> dict[str, Any]:
         link: bool = done["linked"]
         same_key = options.renew and options.same_key
 
-        def keep() -> None:
-            """The request that waits is found by its key, also by the next command, which has --out in common."""
-            if not same_key:
-                durable.write(request_key, _pem_of_key(key))
-
         def ask(client: EstClient) -> tuple[PrivateKeyTypes, x509.Certificate]:
             if options.serverkeygen:
                 return client.serverkeygen(request, link=link)
             return key, client.enroll(request, renew=options.renew, link=link)
 
+        if not same_key:  # the server knows a request by its key, which the next command has: also if we end here
+            durable.write(request_key, _pem_of_key(key))
         try:
-            certified, certificate = _ask(client, access, ask, options.wait, keep)
+            certified, certificate = _ask(client, access, ask, options.wait)
         except Refused as refusal:
             if refusal.status != 202:
                 raise
@@ -149,18 +148,14 @@ def enroll(options: Options) -> dict[str, Any]:
     }
 
 
-def _ask(
-    client: EstClient, access: Access, ask: Callable[[EstClient], T], wait_seconds: int, keep: Callable[[], None]
-) -> T:
+def _ask(client: EstClient, access: Access, ask: Callable[[EstClient], T], wait_seconds: int) -> T:
     """What `ask` gets, asked for so long where a person must approve it first: with the same key and names each time,
-    on a connection and in a request of its own (RFC 7030 §4.2.3). `keep` is called before the first wait."""
+    on a connection and in a request of its own (RFC 7030 §4.2.3)."""
     until = time.monotonic() + wait_seconds
     try:
         return ask(client)
     except Refused as refusal:
         waits = refusal
-    if waits.status == 202:
-        keep()
     while True:
         told = waits.retry_after or ""
         pause = int(told) if told.isdecimal() else _ASK_AGAIN_SECONDS
@@ -214,7 +209,7 @@ def _hex(serial: int) -> str:
 
 
 def _new_key(kind: str, request_key: Path) -> Any:
-    """A new key, or that of a request which waits, where it is of this kind."""
+    """A new key, or that of a request which has no certificate yet, where it is of this kind."""
     if request_key.exists():
         kept = load_pem_private_key(request_key.read_bytes(), None)
         if csr.key_kind(kept.public_key()) == kind:
@@ -232,6 +227,13 @@ def _finish_writing(key: Path, certificate: Path) -> None:
         return  # none was left, or a crash before the first rename left a part of it
     if fits:
         durable.take_place(certificate)
+
+
+def _forget(request_key: Path, key: Path) -> None:
+    """A crash before the request's key was removed leaves one that is a device's by then: the next one is new."""
+    with suppress(OSError):
+        if request_key.read_bytes() == key.read_bytes():
+            request_key.unlink()
 
 
 def _pem_of_key(key: PrivateKeyTypes) -> bytes:

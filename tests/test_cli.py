@@ -613,6 +613,47 @@ def test_a_renewal_in_place_outlives_its_end(server: Server, folder: Path, last:
     assert (mode(folder / "a.key"), mode(folder / "a.pem")) == (0o640, 0o604)
 
 
+_ENDS_AFTER_ASKING = """
+import os
+from estd import client
+from estd.cli import main
+enroll = client.EstClient.enroll
+client.EstClient.enroll = lambda *given, **options: os._exit(137) if enroll(*given, **options) else None
+main()
+"""
+
+
+def test_an_answer_that_is_lost_is_had_by_the_same_command(server: Server, folder: Path) -> None:
+    """The key is on the disk before the request is sent: whoever ends, or loses the answer, asks again with it and gets
+    the same certificate."""
+    command = (
+        "enroll", server.url, "--cacert", str(server.folder / "ca.pem"), "--credential",
+        str(server.folder / "demo" / "basic"), "--subject", "CN=cli-lost", "--json",
+    )  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-c", _ENDS_AFTER_ASKING, *command], check=False, cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ended.returncode == 137
+    kept = folder / "device.request.key"
+    assert (sorted(path.name for path in folder.glob("*.key")), mode(kept)) == (["device.request.key"], 0o600)
+    key = kept.read_bytes()
+    serial = estd(*command, cwd=folder).data["serial"]
+    assert [row.serial.hex() for row in server.rows() if row.subject == "CN=cli-lost"] == [serial]
+    assert ((folder / "device.key").read_bytes(), kept.exists()) == (key, False)
+
+
+def test_a_key_that_has_its_certificate_asks_for_no_other(server: Server, folder: Path) -> None:
+    """An end after the pair is written, and before the request's key is removed, does not make the next renewal one
+    with the same key."""
+    certificate, key = server.idevid_files
+    enrolled(server, folder, "--cert", certificate, "--key", key, out="a")
+    before = (folder / "a.key").read_bytes()
+    (folder / "a.request.key").write_bytes(before)
+    enrolled(server, folder, "--cert", "a.pem", "--key", "a.key", "--renew", out="a")
+    assert (folder / "a.key").read_bytes() != before
+
+
 @pytest.mark.parametrize("tls", ["1.2", "1.3"])
 def test_enroll_links_the_request_to_its_connection(server: Server, folder: Path, tls: str) -> None:
     """R37: a label that demands linking and says so gets it unasked, on both TLS versions; one that is silent about it
@@ -641,7 +682,7 @@ def test_cacerts_only_asks_for_no_certificate(server: Server, folder: Path) -> N
     ],
 )
 def test_a_refusal_is_a_sentence_and_leaves_no_key(server: Server, folder: Path, options: list[str], told: str) -> None:
-    """What the server or the command refuses is told in words, with status 1, and no key lies about."""
+    """What the server or the command refuses is told in words, with status 1, and no device's key lies about."""
     assert told in enrolled(server, folder, *options, status=1).err
     assert not (folder / "device.key").exists()
     assert not (folder / "device.pem").exists()
