@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -23,7 +24,7 @@ from OpenSSL import SSL
 
 from estd import asked, challenges, csr, device_keys, durable, names, revocation
 from estd.client import Access, EstClient, pem_of
-from estd.errors import ClientError, Refused
+from estd.errors import ClientError, EstError, Refused
 
 T = TypeVar("T")
 _ASK_AGAIN_SECONDS = 60
@@ -209,11 +210,18 @@ def _hex(serial: int) -> str:
 
 
 def _new_key(kind: str, request_key: Path) -> Any:
-    """A new key, or that of a request which has no certificate yet, where it is of this kind."""
-    if request_key.exists():
+    """A new key, or that of a request which has no certificate yet, where it is of this kind. Raises ClientError where
+    that cannot be read or asked with: it is not ours to throw away."""
+    try:
         kept = load_pem_private_key(request_key.read_bytes(), None)
         if csr.key_kind(kept.public_key()) == kind:
             return kept
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError, UnsupportedAlgorithm, EstError) as error:
+        raise ClientError(
+            f"{request_key} holds no key that can be asked with ({error}); remove it, and a new one is made"
+        ) from None
     return device_keys.generate(kind)
 
 

@@ -23,8 +23,15 @@ import click
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key, load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_public_key,
+    load_pem_private_key,
+)
 
 from estd import __version__, cli, command
 from estd import owner as whose
@@ -641,6 +648,28 @@ def test_an_answer_that_is_lost_is_had_by_the_same_command(server: Server, folde
     serial = estd(*command, cwd=folder).data["serial"]
     assert [row.serial.hex() for row in server.rows() if row.subject == "CN=cli-lost"] == [serial]
     assert ((folder / "device.key").read_bytes(), kept.exists()) == (key, False)
+
+
+_PEM = (Encoding.PEM, PrivateFormat.PKCS8)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(*_PEM, BestAvailableEncryption(b"word")),
+        x25519.X25519PrivateKey.generate().private_bytes(*_PEM, NoEncryption()),
+        ec.generate_private_key(ec.SECP256K1()).private_bytes(*_PEM, NoEncryption()),
+    ],
+    ids=["damaged", "encrypted", "no signature", "other curve"],
+)
+def test_a_requests_key_that_is_no_use_is_a_sentence(server: Server, folder: Path, kept: bytes) -> None:
+    """It names the file and what to do, and the file stays."""
+    (folder / "device.request.key").write_bytes(kept)
+    told = enrolled(server, folder, "--subject", "CN=cli-kept", status=1).err
+    assert told.startswith("estd: device.request.key holds no key that can be asked with (")
+    assert told.endswith("); remove it, and a new one is made\n")
+    assert (folder / "device.request.key").read_bytes() == kept
 
 
 def test_a_key_that_has_its_certificate_asks_for_no_other(server: Server, folder: Path) -> None:
