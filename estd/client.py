@@ -168,7 +168,7 @@ class EstClient:
 
     def _body(self, response: http.client.HTTPResponse, media_type: str) -> bytes:
         """The body of a 200 of that type."""
-        body = response.read()
+        body = _read(response)
         if response.status != 200:
             sentence = response.headers.get("Estd-Error") or body.decode(errors="replace").strip() or response.reason
             raise Refused(response.status, sentence, response.headers.get("Retry-After"))
@@ -191,7 +191,7 @@ class EstClient:
         """What a request should have (§4.5); nothing where the server has nothing to say."""
         response = self.request("GET", "csrattrs")
         if response.status in (204, 404):
-            response.read()
+            _read(response)
             return asked.NOTHING
         body = self._body(response, "application/csrattrs")
         try:
@@ -241,6 +241,14 @@ class EstClient:
             "POST", operation, base64.b64encode(csr_der) + b"\n", Content_Type="application/pkcs10",
             Content_Transfer_Encoding="base64",
         )  # fmt: skip
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The body. Raises ClientError where it breaks off."""
+    try:
+        return response.read()
+    except (OSError, http.client.HTTPException, SSL.Error) as error:
+        raise ClientError(f"the server's answer broke off: {error!r}") from error
 
 
 def _own(found: Sequence[x509.Certificate], key: object) -> x509.Certificate:
