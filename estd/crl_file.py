@@ -59,7 +59,10 @@ def read(path: Path, ca: CaCertificate) -> Published:
         if not signed or crl.next_update_utc is None:
             raise ValueError("its CA did not sign it")
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+    except (
+        ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a CRL of {ca.certificate.subject.rfc4514_string()!r}: {error}") from None
     return Published(
         der=data,

@@ -63,7 +63,10 @@ class Material:
 
 def certificates(path: Path) -> list[x509.Certificate]:
     """The certificates of a PEM file. Raises OSError or ValueError."""
-    return x509.load_pem_x509_certificates(path.read_bytes())
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except x509.InvalidVersion as error:  # which is no ValueError
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_pin(config: Config) -> str:
@@ -192,7 +195,9 @@ def read(config: Config) -> tuple[Material, list[str]]:
     def attempt(where: str, reader: Callable[[], T]) -> T | None:
         try:
             return reader()
-        except (OSError, ValueError, TypeError, x509.ExtensionNotFound, x509.InvalidVersion) as error:
+        except (
+            OSError, ValueError, TypeError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.InvalidVersion,
+        ) as error:  # fmt: skip
             problems.append(f"{where}: {error}")
             return None
 

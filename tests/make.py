@@ -4,7 +4,7 @@ its difference."""
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import AttributeOID, ExtendedKeyUsageOID, NameOID
+
+from estd import der
 
 P256 = ec.SECP256R1()
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -135,6 +137,22 @@ def certificate(
     if san:
         builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
     return Identity(builder.sign(signer, hashes.SHA256()), own_key)
+
+
+def with_an_extension_twice(encoded_der: bytes, sign: Callable[[bytes], bytes]) -> bytes:
+    """A certificate or CRL whose first extension is there twice, signed anew: RFC 5280 §4.2 forbids it."""
+    start = der.content_start(encoded_der, 0)
+    end, parts = der.element_end(encoded_der, start), []
+    at = der.content_start(encoded_der, start)
+    while at < end:
+        parts.append(encoded_der[at : der.element_end(encoded_der, at)])
+        at += len(parts[-1])
+    last = parts.pop()
+    extensions = last[der.content_start(last, der.content_start(last, 0)) :]
+    twice = der.tlv(der.SEQUENCE, extensions[: der.element_end(extensions, 0)] + extensions)
+    tbs = der.tlv(der.SEQUENCE, b"".join(parts) + der.tlv(last[0], twice))
+    algorithm = encoded_der[end : der.element_end(encoded_der, end)]
+    return der.tlv(der.SEQUENCE, tbs + algorithm + der.tlv(der.BIT_STRING, b"\0" + sign(tbs)))
 
 
 def of_version_8(encoded_der: bytes) -> bytes:

@@ -35,6 +35,7 @@ from estd.ledger import MIGRATIONS, LedgerBroken, LedgerError, Reader, Writer
 from estd.ledger_crls import CrlRecord
 from hsm.errors import TokenError, TokenFatal, TokenTransient
 from hsm.session import Job
+from tests import make
 from tests.test_config import FOLDER, problems, text
 from tests.test_issuance import DAY, NOW, ca, ca_key, issue
 from tests.test_ledger import row
@@ -424,6 +425,8 @@ HOSTILE = {
         good.rsplit(b"\x04\x03\x02\x03", 1)
     ),
     "another number": lambda good: good.replace(b"\x04\x03\x02\x01\x01", b"\x04\x03\x02\x01\x02"),
+    "of version 8": make.of_version_8,
+    "an extension twice": lambda good: make.with_an_extension_twice(good, lambda tbs: sign("ec-p256", tbs)),
     "a tag changed": lambda good: good.replace(b"\x02\x01\x01\x30", b"\x02\x01\x01\x31"),
 }
 

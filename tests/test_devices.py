@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -583,6 +585,23 @@ def test_anchors_that_cannot_be_read_are_found_at_start_up(folder: Path) -> None
     lines = '[[label.default.allow]]\nwho = "certificate"\nprofile = "device"\nanchors = "maker.pem"\n'
     (told_problem,) = [one for one in material.read(config.parse(text() + lines, folder))[1] if "allow" in one]
     assert "version" in told_problem
+
+
+def test_a_tls_certificate_that_cannot_be_read_is_a_problem(folder: Path) -> None:
+    """As the server's own, too: certificates of a PEM file are read in one place."""
+    (folder / "server.pem").write_bytes(make.as_pem(make.of_version_8(make.certificate().der)))
+    (told,) = material.tls_problems(config.parse(text(), folder))
+    assert told.startswith("server.tls_certificate: ")
+    assert "version" in told
+
+
+def test_a_ca_with_an_extension_twice_is_a_problem(folder: Path) -> None:
+    """It is told with the CA's name, and what else is wrong beside it."""
+    root = make.certificate(ca=True)
+    twice = make.with_an_extension_twice(root.der, lambda tbs: root.key.sign(tbs, ec.ECDSA(hashes.SHA256())))
+    (folder / "ca.pem").write_bytes(make.as_pem(twice))
+    (told,) = [one for one in material.read(config.parse(text(), folder))[1] if one.startswith("ca.root: ")]
+    assert "uplicate" in told
 
 
 def test_a_webhook_answers_within_the_servers_deadline(folder: Path) -> None:
