@@ -118,15 +118,19 @@ class CrlBody:
         stamps = [_stamp(path) for path in self._files]
         if stamps == self._stamps:
             return
-        for path in self._files:
-            self._found[path] = self._read(path) or self._found.get(path, b"")
+        for index, path in enumerate(self._files):
+            try:
+                self._found[path] = self._read(path) or self._found.get(path, b"")
+            except OSError:
+                stamps[index] = None  # as of one that is not there: one that is, is read at the next look
         found = {one for one in self._found.values() if one}
         self._body = wire.crls(sorted(found)) if found else b""
         self._stamps = stamps
 
     def _read(self, path: Path) -> bytes:
+        """The CRL; nothing where none of the CAs signed it. Raises OSError."""
         for ca in self._cas:
-            with suppress(OSError, ValueError):
+            with suppress(ValueError):
                 return read(path, ca).der
         return b""
 

@@ -4,6 +4,7 @@ keeper's times are a clock of the test's."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import sqlite3
 import subprocess
@@ -471,6 +472,30 @@ def test_R45_an_edge_that_starts_reads_what_is_there(world: World) -> None:
     body = crl_file.CrlBody([path], [ca()])
     crl_file.write(path, _other())
     assert asyncio.run(body.get()) == wire.crls([old])
+
+
+def test_a_crl_that_could_not_be_read_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the process had no descriptor left, say, the CRL before is served until the next look; another CA's is not
+    held up by that."""
+    monkeypatch.setattr(crl_file, "_LOOK_AGAIN_SECONDS", 0.0)
+    path, second = world.plan("ec-p256").file, world.plan("ec-p384").file
+    world.settle()
+    old = path.read_bytes()
+    body = crl_file.CrlBody([path, second], [ca(), ca("ec-p384")])
+    world.settle(2 * DAY)
+    crl_file.write(second, other := _other())
+    read = Path.read_bytes
+
+    def fail(one: Path) -> bytes:
+        if one == path:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(one)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", fail)
+        assert asyncio.run(body.get()) == wire.crls(sorted([old, other]))
+    assert (new := path.read_bytes()) != old
+    assert asyncio.run(body.get()) == wire.crls(sorted([new, other]))
 
 
 def test_an_edge_reads_a_crl_beside_its_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
