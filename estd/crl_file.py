@@ -6,7 +6,6 @@ reader never sees half of one: it is written beside its place and moved there.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from estd import der, wire
+from estd import der, durable, wire
 from estd.errors import Reason, Unavailable
 from estd.issuance import CaCertificate, signature_algorithm
 from estd.side_thread import SideThread
@@ -39,15 +38,9 @@ class Published:
 
 
 def write(path: Path, crl_der: bytes) -> None:
-    """Replace the CRL, for everybody to read. Raises OSError, and the old one stays."""
+    """Replace the CRL; the first one is for everybody to read. Raises OSError, and the old one stays."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("wb") as file:
-        file.write(crl_der)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.chmod(0o644)
-    beside.replace(path)
+    durable.write(path, crl_der, mode=0o644)
 
 
 def read(path: Path, ca: CaCertificate) -> Published:

@@ -360,7 +360,7 @@ def test_a_broken_ledger_is_not_hidden(world: World, monkeypatch: pytest.MonkeyP
 def test_a_file_that_cannot_be_written_is_tried_again(world: World) -> None:
     """The CRL before stays in its place meanwhile, and the log says why."""
     world.settle()
-    beside = world.plan("ec-p256").file.with_name(".ec-p256.crl.new")
+    beside = world.plan("ec-p256").file.with_name("ec-p256.crl.new")
     beside.mkdir()
     world.settle(DAY)
     assert world.number() == 1
@@ -368,6 +368,19 @@ def test_a_file_that_cannot_be_written_is_tried_again(world: World) -> None:
     beside.rmdir()
     world.settle(11)
     assert world.number() == 3
+
+
+def test_a_crl_is_replaced_where_it_was_put(world: World) -> None:
+    """A file that the operator put elsewhere by a link, with rights of its own, stays there and keeps them."""
+    world.settle()
+    path, elsewhere = world.plan("ec-p256").file, world.folder / "www.crl"
+    assert path.stat().st_mode & 0o777 == 0o644
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    elsewhere.chmod(0o640)
+    world.settle(2 * DAY)
+    assert path.is_symlink()
+    assert (world.number(), elsewhere.stat().st_mode & 0o777) == (2, 0o640)
 
 
 def test_a_step_is_small(world: World) -> None:
