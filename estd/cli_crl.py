@@ -75,23 +75,26 @@ def crl_renew(file: Path, ca: str | None, as_json: bool) -> None:
     """Make each CA's CRL anew: by the server within seconds, or with none running, here and now."""
     config = load(file)
     crls = _crls(config, ca)
+    made: set[str] = set()
+    not_made = "asked the server for a new CRL"
     with writer(config) as ledger:
-        made = isinstance(ledger, Writer)
         if isinstance(ledger, Writer):
-            _make_here(config, crls, ledger)
+            made = _make_here(config, crls, ledger)
+            not_made = "the token holds the key no more, so there is no new CRL"
         else:
             for one in crls:
                 ledger.want_crl(one.name)
     for one in crls:
+        is_made = one.name in made
         if as_json:
-            shown = {"ca": one.ca_name, "key_id": one.key_id.hex(), "made": made, "file": str(one.plan.file)}
+            shown = {"ca": one.ca_name, "key_id": one.key_id.hex(), "made": is_made, "file": str(one.plan.file)}
             click.echo(json.dumps(shown))
         else:
-            done = "made a new CRL" if made else "asked the server for a new CRL"
-            click.echo(f"{done} of {one.name}: {one.plan.file}")
+            click.echo(f"{'made a new CRL' if is_made else not_made} of {one.name}: {one.plan.file}")
 
 
-def _make_here(config: Config, crls: list[CrlSigner], ledger: Writer) -> None:
+def _make_here(config: Config, crls: list[CrlSigner], ledger: Writer) -> set[str]:
+    """The names of those that were made: a former key may have been destroyed meanwhile."""
     from estd.issuer import crls_of, open_signer
 
     found = material.load(config)
@@ -106,3 +109,4 @@ def _make_here(config: Config, crls: list[CrlSigner], ledger: Writer) -> None:
         report=lambda *_, **__: None,
     )
     keeper.make_all()
+    return {one.name for one in signed}

@@ -198,7 +198,8 @@ def crls_of(body: bytes) -> list[bytes]:
 
 
 def test_R19_an_old_key_that_is_gone_stops_nothing(folder: Path) -> None:
-    """An old key that was destroyed after the change: the server reloads and issues, and keeps the new key's CRL."""
+    """An old key that was destroyed after the change: the server reloads and issues, and keeps the new key's CRL;
+    `estd crl renew` makes that alone, and says so."""
     server = instance(folder / "instance")
     rollover(server, "prepare")
     rollover(server, "activate")
@@ -209,6 +210,12 @@ def test_R19_an_old_key_that_is_gone_stops_nothing(folder: Path) -> None:
         enroll(server, "two")
         wait_for((server.folder / "crl" / "root.crl").exists, 30, lambda: log_text(server))
         assert not (server.folder / "crl" / "root-01.crl").exists()
+    made = map(json.loads, estd("crl", "renew", "--config", server.config, "--json").stdout.splitlines())
+    assert {one["key_id"]: one["made"] for one in made} == {"01": False, change_of(server).state.new_key_id: True}
+    words = estd("crl", "renew", "--config", server.config).stdout.splitlines()
+    assert sorted(line.partition(" of ")[0] for line in words) == [
+        "made a new CRL", "the token holds the key no more, so there is no new CRL"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
