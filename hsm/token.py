@@ -11,7 +11,7 @@ import ctypes
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,8 @@ class Token:
             except Exception as error:
                 told = classify(error, "logging in")
                 if refused is not None and told.is_of_pin:
-                    refused.touch(mode=0o600)
+                    with suppress(OSError):  # a full disk, say; on another error the PIN would be tried again
+                        refused.touch(mode=0o600)
                 raise told from error
         return cls(token, login)
 

@@ -376,6 +376,21 @@ def test_a_wrong_pin_is_tried_once(made: Made) -> None:
     assert apart(_open_counted, PIN) == (1, "", "")
 
 
+def _refused_without_a_place(place: str) -> tuple[str, bool]:
+    """What is told of a wrong PIN where that cannot be written down."""
+    try:
+        Token.open(module=softhsm_module(), label=LABEL, pin="wrong-pin", refused=Path(place))
+    except TokenError as error:
+        return error.code, error.is_of_pin
+    return "", False
+
+
+def test_a_wrong_pin_is_told_where_it_cannot_be_written_down(made: Made, folder: Path) -> None:
+    """A full disk, say: the PIN's error goes out, on which no process is made anew, and not the disk's."""
+    assert apart(_refused_without_a_place, str(folder / "nowhere" / "refused")) == ("PinIncorrect", True)
+    assert apart(_open_counted, PIN) == (1, "", "")  # which resets the token's count
+
+
 def test_a_login_that_is_there_already_is_success(made: Made) -> None:
     """USER_ALREADY_LOGGED_IN is success: the session under the other login signs."""
     second = Token.open(module=made.module, label=LABEL, pin=PIN)
