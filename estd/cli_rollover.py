@@ -102,8 +102,12 @@ def finish_command(file: Path, name: str | None, as_json: bool, force: bool) -> 
             _tell(config, ca, as_json, _reloaded(config))
             return
         change = rollover.under_way(ca)
-        reload_report.settle(config.run)  # until then the old key may issue on connections from before activate
-        unsaid = rollover.finish(config, ca, file, rollover.hanging(config, change, _progress), force=force)
+
+        def count() -> int:
+            reload_report.settle(config.run)  # until then the old key may issue on connections from before activate
+            return rollover.hanging(config, change, _progress)
+
+        unsaid = rollover.finish(config, ca, file, count, force=force)
         done = _reloaded(config)
         if not unsaid:
             rollover.archive(ca)

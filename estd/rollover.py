@@ -308,10 +308,11 @@ def below(config: Config, ca: Ca, change: Transition) -> list[str]:
     return found
 
 
-def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> list[str]:
+def finish(config: Config, ca: Ca, file: Path, count: Callable[[], int], *, force: bool) -> list[str]:
     """From the next reload on the old root is gone: from cacerts, from the CA's file, and its key from the
     configuration `file`. The CAs of that file whose key_id the operator is to change, since the configuration cannot
-    be changed for them."""
+    be changed for them. `count` tells how many certificates hang on the old root, and is asked, since that takes long,
+    once nothing else is in the way. Raises ConfigError."""
     change = under_way(ca)
     if not change.is_switched:
         raise ConfigError([f"the rollover of ca.{ca.name} is prepared only: estd ca rollover activate comes first"])
@@ -324,6 +325,7 @@ def finish(config: Config, ca: Ca, file: Path, hangs: int, *, force: bool) -> li
                 f"its chain lead to {ca.certificate}, run estd reload, and repeat this command",
             ]
         )
+    hangs = count()
     has_expired = datetime.now(UTC) > change.old.not_valid_after_utc
     if change.state.stage == "active" and hangs and not (force or has_expired):
         raise ConfigError(

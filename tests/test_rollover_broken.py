@@ -4,6 +4,7 @@ the same command goes on to its end."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -206,6 +207,19 @@ def test_R19_a_token_that_is_away(folder: Path, away: Callable[[Server], Path], 
     gone.rename(path)
     assert rollover(server, "activate")["stage"] == "active"
     pairs(server, new_id(server))
+
+
+def test_R19_what_comes_too_early_waits_for_nobody(folder: Path) -> None:
+    """finish says so at once, and does not first wait until the generation before the last reload is gone."""
+    server = servers.init(folder / "instance")
+    rollover(server, "prepare")
+    run = server.folder / "run"
+    (run / "estd.pid").write_text(str(os.getpid()))
+    with (run / "estd.pid").open() as held:  # as a supervisor with two generations
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for generation in (1, 2):
+            (run / f"issuer-0.{generation}.sock").touch()
+        assert "activate comes first" in rollover(server, "finish", "--force", status=1)
 
 
 def test_R19_the_order_of_the_commands(folder: Path) -> None:
