@@ -21,7 +21,7 @@ from estd.cli_crl import crl_group
 from estd.cli_reload import reload_command
 from estd.cli_renewal import renewal_info_command
 from estd.cli_rollover import ca_group
-from estd.command import READABLE, config_option, json_option, key_id_option, limit_option, plainly, writer
+from estd.command import READABLE, config_option, json_option, key_id_option, limit_option, plainly, utc, writer
 from estd.config import Config, load
 from estd.issuance import SERIAL_BYTES
 from estd.labels import KEY_KINDS
@@ -234,9 +234,6 @@ _revoked = click.option("--revoked/--not-revoked", default=None, help="Only thos
 
 
 def _shown(row: Row) -> dict[str, Any]:
-    def utc(seconds: float) -> str:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
     return {
         "serial": row.serial.hex(),
         "subject": row.subject,

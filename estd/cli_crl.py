@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from estd import crl_file, material, owner
-from estd.command import config_option, json_option, plainly, writer
+from estd.command import config_option, json_option, plainly, utc, writer
 from estd.config import Config, load
 from estd.crl_keeper import CrlKeeper
 from estd.crl_signers import CrlSigner
@@ -32,10 +31,6 @@ def _crls(config: Config, ca: str | None) -> list[CrlSigner]:
     return found
 
 
-def _utc(when: datetime) -> str:
-    return when.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 @crl_group.command("show")
 @config_option
 @click.option("--ca", help="Of this CA only.")
@@ -53,8 +48,8 @@ def crl_show(file: Path, ca: str | None, as_json: bool) -> None:
             "ca": one.ca_name,
             "key_id": one.key_id.hex(),
             "number": crl.number,
-            "this_update": _utc(crl.this_update),
-            "next_update": _utc(crl.next_update),
+            "this_update": utc(crl.this_update.timestamp()),
+            "next_update": utc(crl.next_update.timestamp()),
             "entries": crl.entries,
             "bytes": len(crl.der),
             "file": str(path),

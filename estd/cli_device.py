@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from estd import importing
-from estd.command import READABLE, config_option, json_option, limit_option, plainly, writer
+from estd.command import READABLE, config_option, json_option, limit_option, plainly, utc, writer
 from estd.config import Config, load
 from estd.device_file import COLUMNS, DeviceFile
 from estd.devices import Device, DeviceKey
@@ -276,17 +275,13 @@ def _state(file: Path, serial_number: str, label: str, manufacturer: str, enable
     _tell(_found(config, key), as_json)
 
 
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def _secret_state(device: Device) -> str:
     if device.secret is None or device.secret_until is None:
         return "none"
     if device.secret_used_ms is not None:
-        return f"used {_utc(device.secret_used_ms / 1000)}"
+        return f"used {utc(device.secret_used_ms / 1000)}"
     expired = device.secret_until <= time.time()
-    return f"{'expired' if expired else 'until'} {_utc(device.secret_until)}"
+    return f"{'expired' if expired else 'until'} {utc(device.secret_until)}"
 
 
 def _shown(device: Device) -> dict[str, Any]:
@@ -299,7 +294,7 @@ def _shown(device: Device) -> dict[str, Any]:
         "names": json.loads(device.names) if device.names else {},
         "state": "enabled" if device.enabled else "disabled",
         "secret": _secret_state(device),
-        "added": _utc(device.added_at),
+        "added": utc(device.added_at),
     }
 
 

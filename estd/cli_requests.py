@@ -7,13 +7,12 @@ import os
 import pwd
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from estd.command import NUMBER, config_option, json_option, limit_option, plainly, writer
+from estd.command import NUMBER, config_option, json_option, limit_option, plainly, utc, writer
 from estd.config import Config, load
 from estd.ledger import LedgerError, Reader
 from estd.ledger_requests import DECISIONS, REASON_MAX, STATES, Decision, HeldRequest, plain_text
@@ -57,10 +56,6 @@ def shown(one: HeldRequest) -> dict[str, Any]:
         "reason": one.reason,
         "serial": one.serial.hex() if one.serial else None,
     }
-
-
-def utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _find(config: Config, number: int) -> HeldRequest:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from estd import reload_report, transition
-from estd.command import config_option, json_option, key_id_option, plainly
+from estd.command import config_option, json_option, key_id_option, plainly, utc
 from estd.config import Ca, Config, load
 from estd.errors import ConfigError
 from estd.labels import KEY_KINDS
@@ -146,8 +146,8 @@ def _reloaded(config: Config) -> int | None:
 def _shown(certificate: x509.Certificate, key_id: str) -> dict[str, str]:
     return {
         "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
-        "not_before": certificate.not_valid_before_utc.isoformat().replace("+00:00", "Z"),
-        "not_after": certificate.not_valid_after_utc.isoformat().replace("+00:00", "Z"),
+        "not_before": utc(certificate.not_valid_before_utc.timestamp()),
+        "not_after": utc(certificate.not_valid_after_utc.timestamp()),
         "key_id": key_id,
     }
 

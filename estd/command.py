@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -73,6 +74,11 @@ def _check_text(name: str, value: object) -> None:
                 one.encode()
             except UnicodeEncodeError:
                 raise ValueError(f"what was given for {name.replace('_', ' ')} is not UTF-8") from None
+
+
+def utc(seconds: float) -> str:
+    """A time since 1970 as the commands show it, such as 2026-11-22T08:00:00Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def writer(config: Config) -> Writer | RemoteWriter:
