@@ -261,7 +261,8 @@ def through_the_stages(server: Server, folder: Path) -> None:
     assert authority(late.enroll()) == identifier(change.new)
     assert sleeper.believes(sleeper)
     assert not sleeper.believes(late)  # neither knows what joins the roots
-    assert not late.believes(early) or early.links
+    assert not verified(folder, early.certificate, late.anchors)  # RFC 4210's case 6
+    assert late.believes(early)  # early brings OldWithNew: case 2
     late.fetch()
     assert sleeper.believes(late)
     assert late.believes(sleeper)
