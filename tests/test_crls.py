@@ -205,7 +205,7 @@ def verify(site: Site, certificate: x509.Certificate, folder: Path, *options: st
 
 def test_R45_openssl_follows_the_distribution_point(site: Site, folder: Path) -> None:
     """R45: openssl fetches the CRL from the certificate's own distribution point, over plain HTTP: a good certificate
-    passes, a revoked one does not, an expired one that was revoked is called both, and one without a CRL is refused."""
+    passes, a revoked one does not, an expired one that was revoked is called that, and one without a CRL is refused."""
     good, _ = site.enroll()
     bad, row = site.enroll()
     short, short_row = site.enroll("short")
@@ -218,7 +218,7 @@ def test_R45_openssl_follows_the_distribution_point(site: Site, folder: Path) ->
     later = str(int(short.not_valid_after_utc.timestamp()) + 1)
     status, said = verify(site, short, folder, "-attime", later)
     assert status != 0
-    assert "certificate revoked" in said or "certificate has expired" in said
+    assert "error 23 at 0 depth lookup: certificate revoked" in said
     assert verify(site, good, folder, "-attime", str(int(time.time()) + 8 * 86400))[0] != 0, "past its nextUpdate"
     plain, _ = site.enroll("plain")
     status, said = verify(site, plain, folder)
