@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from estd import csr, der, device_keys, frames, keygen
 from estd.client import EstClient, Refused
-from estd.errors import BadRequest, Unavailable
+from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated, Unavailable
 from estd.frames import Answer
 from tests import make
 from tests.clients import judge
@@ -120,9 +120,9 @@ def test_R29_the_requests_key_and_signature_are_ignored(server: Server) -> None:
             client.enroll(lambda _: broken(make.csr(subject=NAME)))
 
 
-def test_R29_serverkeygen_is_authenticated_and_authorised(server: Server) -> None:
-    """R20, R29: nobody, a wrong password, a stranger's certificate and a name that is not granted are refused before a
-    key is made, without a signature of the token."""
+def test_R29_serverkeygen_is_authenticated_and_authorised(server: Server, folder: Path) -> None:
+    """R20, R29: nobody, a wrong password, a stranger's certificate and a name that is not granted are refused, and the
+    token signs nothing."""
     signed = server.metric("estd_sign_seconds_count")
     body = make.csr(subject=NAME)
     with server.client(label="keys") as client, pytest.raises(Refused) as refusal:
@@ -131,19 +131,14 @@ def test_R29_serverkeygen_is_authenticated_and_authorised(server: Server) -> Non
     with server.client(label="keys", user="factory", password="no") as client, pytest.raises(Refused) as refusal:
         ask(client, body)
     assert refusal.value.status == 401
+    stranger = make.certificate().write(folder, "stranger")
+    with server.client(cert=stranger, label="keys") as client, pytest.raises(Refused) as refusal:
+        ask(client, body)
+    assert refusal.value.status == 401
     with server.client(basic=True, label="keys") as client, pytest.raises(Refused) as refusal:
         ask(client, make.csr(subject=make.name("device-1", ORGANIZATION_NAME="Acme")))
     assert refusal.value.status == 403
     assert server.metric("estd_sign_seconds_count") == signed
-
-
-def test_R20_a_stranger_costs_no_key(server: Server, folder: Path) -> None:
-    """R20: a certificate of an unknown CA is a 401 for RSA 4096 as fast as for any, since no key was made for it."""
-    stranger = make.certificate().write(folder, "stranger")
-    request = keygen.rebuilt(make.csr(subject=NAME), device_keys.generate("rsa-2048"))
-    with server.client(cert=stranger, label="keys") as client, pytest.raises(Refused) as refusal:
-        ask(client, request)
-    assert refusal.value.status == 401
 
 
 @pytest.mark.parametrize("oid", sorted(keygen._DECRYPT_KEYS))
@@ -252,12 +247,15 @@ class Maker:
         return keygen._make(kind, asked_der)
 
 
-def test_the_issuer_is_asked_before_a_key_is_made() -> None:
-    """Who may not have the certificate makes the server compute no key."""
-    maker, issuer = Maker(), Issuer(BadRequest("linking", "no"))  # type: ignore[arg-type]
-    with pytest.raises(BadRequest):
+@pytest.mark.parametrize("refusal", [Unauthenticated, Forbidden, BadRequest])
+def test_R20_the_issuer_is_asked_before_a_key_is_made(refusal: type[EstError]) -> None:
+    """R20: who may not have the certificate makes the server compute no key; who may has one made."""
+    maker, issuer = Maker(), Issuer(refusal(Reason.NOT_GRANTED, "no"))
+    with pytest.raises(refusal):
         asyncio.run(keygen.KeyService(maker).serve(make.csr(), ("rsa-4096",), issuer))
     assert (maker.made, [kind for kind, _ in issuer.asked]) == (0, [frames.MAY])
+    asyncio.run(keygen.KeyService(maker).serve(make.csr(), ("ec-p256",), Issuer()))
+    assert maker.made == 1
 
 
 def test_the_rebuilt_request_keeps_subject_and_attributes() -> None:
