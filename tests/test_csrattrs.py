@@ -160,12 +160,12 @@ def test_R43_the_common_name_is_the_clients_to_fill_in() -> None:
 
 
 def test_R43_a_name_that_only_a_subjectAltName_can_tell() -> None:
-    """R43: the template asks for a subjectAltName without a value, with the other extensions in the same list; the old
-    form has no way to say it."""
+    """R43: the template asks for a subjectAltName without a value, with the other extensions in the same list, an
+    id-aa-extensionReqTemplate; the old form has no way to say it."""
     profile = dataclasses.replace(PLAIN, subject="csr", subject_attributes=frozenset(), dns=ANY)
     san = sequence("0603551d11")
     content = encoded(profile, "template")
-    assert attribute(csrattrs.EXTENSION_REQUEST_TEMPLATE, sequence(_USAGE, _CLIENT, san)) in content
+    assert attribute("1.2.840.113549.1.9.16.2.62", sequence(_USAGE, _CLIENT, san)) in content
     assert der.oid(csrattrs.EXTENSION_REQUEST).hex() not in content
     assert san not in encoded(profile)
 
