@@ -6,6 +6,7 @@ import asyncio
 import base64
 import email
 import email.policy
+import json
 import re
 import threading
 from pathlib import Path
@@ -28,7 +29,7 @@ from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated
 from estd.frames import Answer
 from tests import make
 from tests.clients import judge
-from tests.servers import Server
+from tests.servers import Server, wait_for
 from tests.test_csr import UNKNOWN, attribute, request
 
 KINDS = device_keys.GENERATED_KINDS
@@ -209,17 +210,63 @@ def test_a_device_with_a_certificate_of_ours_keeps_its_names(server: Server, fol
     assert server.rows()[-1].renews is not None
 
 
-def test_a_key_is_neither_logged_nor_stored(server: Server) -> None:
-    """What was delivered is in no file of the instance: not the log, not the ledger and what belongs to it."""
-    with server.client(basic=True, label="keys") as client:
-        key, _ = ask(client, make.csr(subject=NAME))
-    private = key.private_numbers().private_value.to_bytes(32, "big")
-    pkcs8 = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    for path in server.folder.rglob("*"):
+def secrets_of(key: Any) -> list[bytes]:
+    """The numbers that make a private key."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return [key.private_numbers().private_value.to_bytes((key.key_size + 7) // 8, "big")]
+    if isinstance(key, rsa.RSAPrivateKey):
+        numbers = key.private_numbers()
+        return [one.to_bytes((one.bit_length() + 7) // 8, "big") for one in (numbers.d, numbers.p, numbers.q)]
+    return [key.private_bytes_raw()]
+
+
+def holding(folder: Path, value: bytes) -> set[str]:
+    """The files below the folder that hold these octets: as they are, in hexadecimal, or in base64 of whatever begins
+    before them, also over several lines."""
+    in_hex = value.hex().encode()
+    in_base64 = [base64.b64encode(bytes(at) + value)[4 if at else 0 : -4] for at in range(3)]
+    found = set()
+    for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            for form in (private, private.hex().encode(), base64.b64encode(pkcs8)[:64], base64.b64encode(private)[:40]):
-                assert form not in content, path
+            text = re.sub(rb"\s|\\[rn]", b"", content)
+            if value in content or in_hex in text.lower() or any(one in text for one in in_base64):
+                found.add(path.name)
+    return found
+
+
+@pytest.mark.parametrize("wrapped", [76, 64, 0])
+def test_what_a_file_holds_is_found(folder: Path, wrapped: int) -> None:
+    """The search for a key finds it in DER, in either hexadecimal and in base64, on one line or on many."""
+    key = device_keys.generate("rsa-2048")
+    der_ = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    encoded = base64.b64encode(der_).decode()
+    lines = [encoded[at : at + (wrapped or 4096)] for at in range(0, len(encoded), wrapped or 4096)]
+    (folder / "below").mkdir()
+    (folder / "below" / "der").write_bytes(b"x" + der_)
+    (folder / "hex").write_text("x" + der_.hex())
+    (folder / "HEX").write_text(der_.hex().upper())
+    (folder / "lines").write_text("\n".join(lines))
+    (folder / "log").write_text(json.dumps("\r\n".join(lines)))
+    (folder / "other").write_bytes(public(key))
+    for secret in secrets_of(key):
+        assert holding(folder, secret) == {"der", "hex", "HEX", "lines", "log"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_is_neither_logged_nor_stored(kind: str, server: Server) -> None:
+    """What was delivered is in no file of the instance: not the log, not the ledger and what belongs to it, which both
+    have the certificate."""
+    with server.client(basic=True, label="keys") as client:
+        key, certificate = ask(client, keygen.rebuilt(make.csr(subject=NAME), device_keys.generate(kind)))
+    assert csr.key_kind(key.public_key()) == kind
+    serial = certificate.serial_number.to_bytes(16, "big")
+    wait_for(lambda: any(line.get("serial") == serial.hex() for line in server.log_lines()), 10)
+    found = holding(server.folder, serial)
+    assert "serve.log" in found
+    assert any(name.startswith("ledger.sqlite3") for name in found)
+    for secret in secrets_of(key):
+        assert holding(server.folder, secret) == set()
     assert server.metric("estd_requests_total", operation="serverkeygen", status="200") > 0
 
 
