@@ -253,6 +253,7 @@ def through_the_stages(server: Server, folder: Path) -> None:
     early = Device(server, folder, "early", [old_root])
     assert len(early.fetch()) == 4
     assert authority(early.enroll()) == identifier(change.old)
+    assert authority(early.enroll()) == identifier(change.old)  # a renewal
     assert sleeper.believes(early)
     assert early.believes(sleeper)
 

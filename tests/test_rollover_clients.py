@@ -1,5 +1,5 @@
 """R19: the clients in the field through a root's change of keys: strongSwan, BouncyCastle, curl with openssl. Each
-fetches cacerts, takes the right roots out of it, and enrolls by whichever root it trusted before."""
+fetches cacerts, takes the right roots out of it, and enrolls and renews by whichever root it trusted before."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def believes(folder: Path, anchor: x509.Certificate, links: list[x509.Certificat
 @pytest.mark.parametrize("tls", ["1.2", "1.3"])
 def test_R19_strongswan_in_a_rollover(site: Site, folder: Path, tls: str) -> None:
     """`pki --estca` writes all four, tells the roots from what joins them, and trusts the server's own; `pki --est`
-    enrolls by the root that it knew."""
+    enrolls and renews by the root that it knew."""
     for name in site.trusting():
         own = folder / name
         own.mkdir()
@@ -94,17 +94,22 @@ def test_R19_strongswan_in_a_rollover(site: Site, folder: Path, tls: str) -> Non
         trusted = [x509.load_pem_x509_certificate(Path(to).read_bytes()) for _, word, to in said if word == "trusted"]
         assert site.roots[name] in trusted
         assert set(trusted) <= {site.roots[name], *site.links}  # the other root it leaves to a person to trust
-        _, request = pki.request("first")
-        status, given, why = pki.est(request, *pki.factory())
-        assert status == 0, why
-        (own / "first.pem").write_bytes(given)
-        judge.certifies(own / "first.pem", request)
-        for anchor in site.roots.values():
-            assert believes(own, anchor, site.links, own / "first.pem")
+        who: tuple[str | Path, ...] = pki.factory()
+        for stem in ("first", "renewed"):
+            key, request = pki.request(stem)
+            status, given, why = pki.est(request, *who)
+            assert status == 0, why
+            made = own / f"{stem}.pem"
+            made.write_bytes(given)
+            judge.certifies(made, request)
+            assert authority(x509.load_pem_x509_certificate(given)) == identifier(site.issuing)
+            for anchor in site.roots.values():
+                assert believes(own, anchor, site.links, made)
+            who = ("--cert", made, "--key", key)
 
 
 def test_R19_bouncycastle_in_a_rollover(site: Site, folder: Path) -> None:
-    """Java's path builder takes the server by either root, and the answer to cacerts has all four."""
+    """Java's path builder takes the server by either root, also to renew, and the answer to cacerts has all four."""
     factory = dict(zip(("user", "password"), site.server.basic, strict=True))
     for name in site.trusting():
         own = folder / name
@@ -114,6 +119,13 @@ def test_R19_bouncycastle_in_a_rollover(site: Site, folder: Path) -> None:
             for what in ("cacerts", "enroll")
             for tls in ("TLSv1.2", "TLSv1.3")
         }
+        scenarios |= {
+            f"renew-{tls}": {
+                "do": "reenroll", "tls": tls, "subject": "CN=device-1",
+                "cert": str(own / f"enroll-{tls}.pem"), "key": str(own / f"enroll-{tls}.key"),
+            }
+            for tls in ("TLSv1.2", "TLSv1.3")
+        }  # fmt: skip
         outcomes = _perform(
             site.server, own, "BcEst", ["bcprov", "bcpkix", "bcutil"], scenarios, root=site.root(name, own)
         )
@@ -123,6 +135,7 @@ def test_R19_bouncycastle_in_a_rollover(site: Site, folder: Path) -> None:
             if stem.startswith("cacerts"):
                 assert set(found) == {*site.roots.values(), *site.links}
             else:
+                assert [authority(one) for one in found] == [identifier(site.issuing)]
                 for anchor in site.roots.values():
                     assert believes(own, anchor, site.links, own / f"{stem}.pem")
 
@@ -146,8 +159,9 @@ def test_R19_curl_and_openssl_in_a_rollover(site: Site, folder: Path) -> None:
 
 
 def test_R19_a_label_whose_anchors_are_the_cas_own_file(folder: Path) -> None:
-    """R19: who = "certificate" with anchors = "ca.pem": devices under either root renew through the whole change, and
-    those of a manufacturer whose root is in that file too enroll, afterwards as well."""
+    """R19: who = "certificate" with anchors = "ca.pem": devices under either root are let in through the whole change,
+    and so is one that renews in every stage; those of a manufacturer whose root is in that file too enroll, afterwards
+    as well."""
     made = instance(folder / "instance")
     with (made.folder / "ca.pem").open("ab") as file:
         file.write(made.manufacturer.pem)
@@ -159,12 +173,18 @@ def test_R19_a_label_whose_anchors_are_the_cas_own_file(folder: Path) -> None:
     with servers.running(made):
         devices = [Device(made, folder, "early", [made.ca])]
         devices[0].enroll()
+        renewing = Device(made, folder, "renewing", [made.ca])
+        renewing.enroll()
         for step, options in (("prepare", []), ("activate", []), ("finish", ["--force"])):
             rollover(made, step, *options)
             devices.append(Device(made, folder, step, [made.ca]))
             devices[-1].enroll()
+            before = renewing.certificate
+            assert authority(renewing.enroll()) == authority(devices[-1].certificate)
+            assert renewing.certificate.serial_number != before.serial_number
+            assert made.rows()[-1].renews == before.serial_number.to_bytes(16, "big")
             under = devices if step != "finish" else devices[-1:]
-            for files in [made.idevid_files, *(device.files for device in under)]:
+            for files in [made.idevid_files, *(device.files for device in (*under, renewing))]:
                 with made.client(cert=files, label="own") as client:
                     assert client.enroll(lambda _: make.csr()).issuer == made.ca.subject
     held = material.certificates(made.folder / "ca.pem")
