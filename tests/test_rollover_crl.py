@@ -95,7 +95,9 @@ def test_R19_R45_revocations_stay_verifiable_at_every_stage(site: Server, folder
         held["bad"].append(enroll(site, f"bad-{stage}"))
         revoke(site, held["bad"][-1])
 
-    def judged(anchors: Certificates, links: Certificates, below: Certificates) -> None:
+    def judged(anchors: Certificates, links: Certificates, below: Certificates) -> int:
+        """How many there are under the keys of `below`, each judged right."""
+        count = 0
         for kind, told in (("good", "OK"), ("bad", "certificate revoked")):
             for one in held[kind]:
                 if one.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier in {
@@ -103,32 +105,31 @@ def test_R19_R45_revocations_stay_verifiable_at_every_stage(site: Server, folder
                 }:
                     crl = (site.folder / "crl" / named(one)).read_bytes()
                     assert told in said(folder, one, anchors, links, [crl])
+                    count += 1
+        return count
 
     with servers.running(site):
         more("none")
         old = site.ca
-        judged([old], [], [old])
+        assert judged([old], [], [old]) == 2
         rollover(site, "prepare")
         more("prepared")
         roots = change_of(site)
         new, links = roots.new, [roots.old_with_new, roots.new_with_old]
         assert {named(one) for one in held["good"]} == {"root-01.crl"}
-        for anchors in ([old], [new], [old, new]):
-            judged(anchors, links, [old])
+        assert [judged(anchors, links, [old]) for anchors in ([old], [new], [old, new])] == [4] * 3
         rollover(site, "activate")
         more("active")
         assert named(held["good"][-1]) == f"root-{roots.state.new_key_id}.crl"
-        for anchors in ([old], [new], [old, new]):
-            judged(anchors, links, [old, new])
+        assert [judged(anchors, links, [old, new]) for anchors in ([old], [new], [old, new])] == [6] * 3
         late = held["good"].pop(0)  # signed by the old key, revoked while the new one issues
         revoke(site, late)
         held["bad"].append(late)
-        for anchors in ([old], [new], [old, new]):
-            judged(anchors, links, [old, new])
+        assert [judged(anchors, links, [old, new]) for anchors in ([old], [new], [old, new])] == [6] * 3
         estd("crl", "renew", "--config", site.config)
         rollover(site, "finish", "--force")
         more("finished")
-        judged([new], [], [new])
+        assert judged([new], [], [new]) == 4
         assert len(published(site)) == 1
 
 
