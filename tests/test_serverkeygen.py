@@ -6,6 +6,7 @@ import asyncio
 import base64
 import email
 import email.policy
+import io
 import json
 import re
 import threading
@@ -16,6 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -23,9 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
-from estd import csr, der, device_keys, frames, keygen
-from estd.client import EstClient, Refused
-from estd.errors import BadRequest, EstError, Forbidden, Reason, Unauthenticated, Unavailable
+from estd import csr, der, device_keys, frames, keygen, wire
+from estd.client import Access, EstClient, Refused
+from estd.errors import BadRequest, ClientError, EstError, Forbidden, Reason, Unauthenticated, Unavailable
 from estd.frames import Answer
 from tests import make
 from tests.clients import judge
@@ -268,6 +270,105 @@ def test_a_key_is_neither_logged_nor_stored(kind: str, server: Server) -> None:
     for secret in secrets_of(key):
         assert holding(server.folder, secret) == set()
     assert server.metric("estd_requests_total", operation="serverkeygen", status="200") > 0
+
+
+# Our own client is told what it must not believe.
+
+OWN, ANOTHER = make.certificate(), make.certificate()
+PKCS8 = OWN.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+LOCKED = OWN.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+Part = tuple[str, bytes]
+KEY: Part = ("application/pkcs8", base64.b64encode(PKCS8))
+
+
+def certificates(*found: bytes) -> Part:
+    return (wire.CERTS_ONLY_TYPE, base64.b64encode(wire.certs_only(found)))
+
+
+CERTIFICATE = certificates(OWN.der)
+
+
+def multipart(*parts: Part, kind: str = "multipart/mixed; boundary=line") -> tuple[str, bytes]:
+    """An answer's Content-Type and body."""
+    lines = [
+        f"--line\r\nContent-Type: {one}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode() + content + b"\r\n"
+        for one, content in parts
+    ]
+    return kind, b"".join(lines) + b"--line--\r\n"
+
+
+WRONG_ANSWERS: dict[str, tuple[str, bytes]] = {
+    "a key that is no base64": multipart((KEY[0], b"A"), CERTIFICATE),
+    "a certificate that is no base64": multipart(KEY, (CERTIFICATE[0], b"A")),
+    "octets in place of base64": multipart((KEY[0], PKCS8), (CERTIFICATE[0], OWN.der)),
+    "an empty key": multipart((KEY[0], b""), CERTIFICATE),
+    "an empty certificate": multipart(KEY, (CERTIFICATE[0], b"")),
+    "a key that is no key": multipart((KEY[0], CERTIFICATE[1]), CERTIFICATE),
+    "a key with a password": multipart((KEY[0], base64.b64encode(LOCKED)), CERTIFICATE),
+    "a key cut short": multipart((KEY[0], base64.b64encode(PKCS8[:-9])), CERTIFICATE),
+    "a key on a curve that nobody knows": multipart(
+        (KEY[0], base64.b64encode(PKCS8.replace(der.oid("1.2.840.10045.3.1.7"), der.oid("1.2.840.10045.3.1.9")))),
+        CERTIFICATE,
+    ),
+    "a certificate that is none": multipart(KEY, (CERTIFICATE[0], KEY[1])),
+    "a certificate without its CMS": multipart(KEY, (CERTIFICATE[0], base64.b64encode(OWN.der))),
+    "a certificate of a version that there is not": multipart(KEY, certificates(make.of_version_8(OWN.der))),
+    "no certificate in the CMS": multipart(KEY, certificates()),
+    "two certificates": multipart(KEY, certificates(OWN.der, ANOTHER.der)),
+    "a key of another certificate": multipart(KEY, certificates(ANOTHER.der)),
+    "no key": multipart(CERTIFICATE),
+    "a key alone": multipart(KEY),
+    "three parts": multipart(KEY, CERTIFICATE, CERTIFICATE),
+    "no part": multipart(),
+    "the parts the other way round": multipart(CERTIFICATE, KEY),
+    "a key of another media type": multipart(("application/octet-stream", KEY[1]), CERTIFICATE),
+    "a certificate of another media type": multipart(KEY, ("application/pkix-cert", CERTIFICATE[1])),
+    "a certificate alone, as enrolling answers": CERTIFICATE,
+    "another multipart": multipart(KEY, CERTIFICATE, kind="multipart/form-data; boundary=line"),
+    "another boundary": multipart(KEY, CERTIFICATE, kind="multipart/mixed; boundary=another"),
+    "no boundary": multipart(KEY, CERTIFICATE, kind="multipart/mixed"),
+    "an empty body": ("multipart/mixed; boundary=line", b""),
+    "no text at all": ("multipart/mixed; boundary=line", bytes(range(256))),
+}
+
+
+class Canned:
+    """Stands for a connection whose server says the same whatever it is asked."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def sendall(self, data: bytes) -> None:
+        pass
+
+    def makefile(self, *_: object, **__: object) -> io.BytesIO:
+        return io.BytesIO(self._answer)
+
+    def close(self) -> None:
+        pass
+
+
+def given_key(answer: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What our client makes of an answer."""
+    kind, body = answer
+    monkeypatch.setattr(EstClient, "_connect", lambda _: None)
+    client = EstClient(Access(url="https://127.0.0.1"))
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    client._http.sock = Canned(head.encode() + body)
+    return ask(client, make.csr())
+
+
+@pytest.mark.parametrize("case", WRONG_ANSWERS)
+def test_our_client_refuses_an_answer_that_is_not_as_it_must_be(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with a serverkeygen's answer: a ClientError, never anything else."""
+    with pytest.raises(ClientError):
+        given_key(WRONG_ANSWERS[case], monkeypatch)
+
+
+def test_our_client_takes_the_answer_that_the_wrong_ones_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts in their order, each with its media type, are a key and its certificate."""
+    key, certificate = given_key(multipart(KEY, CERTIFICATE), monkeypatch)
+    assert (public(key), certificate) == (public(OWN.key), OWN.certificate)
 
 
 # The room itself.
