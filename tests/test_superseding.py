@@ -3,6 +3,7 @@ complaint 12)."""
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import time
@@ -234,6 +235,35 @@ def test_a_refused_request_is_a_sighting_too(pump: Pump) -> None:
     with pump.server.client(cert=pump.files(1), label="renewal") as client, pytest.raises(Refused):
         client.enroll(lambda _: make.csr(subject=make.name("boss")), renew=True)
     wait_for(lambda: pump.reason(0) == 4, 10)
+
+
+CSR = make.csr(subject=make.name("pump-8"))
+BY_THE_EDGE: dict[str, tuple[int, str, str, bytes | None, dict[str, str]]] = {
+    # case: status, method, operation, body, headers
+    "an unknown operation": (404, "POST", "simplyenroll", make.body(CSR), {}),
+    "enrolling by GET": (405, "GET", "simpleenroll", None, {}),
+    "another media type": (415, "POST", "simplereenroll", make.body(CSR), {"Content_Type": "application/json"}),
+    "a body that is no base64": (400, "POST", "simplereenroll", b"!!!!", {}),
+    "a body that is no request": (400, "POST", "simplereenroll", b"AAAA", {}),
+    "a signature that does not fit": (400, "POST", "simplereenroll", make.body(CSR[:-1] + bytes((CSR[-1] ^ 1,))), {}),
+    "a wrong password beside it": (
+        401, "POST", "simpleenroll", make.body(CSR),
+        {"Authorization": "Basic " + base64.b64encode(b"factory:wrong").decode()},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BY_THE_EDGE)
+def test_what_the_edge_refuses_is_a_sighting_too(case: str, pump: Pump) -> None:
+    """The same where an edge refuses a request that no issuer gets to see."""
+    status, method, operation, body, headers = BY_THE_EDGE[case]
+    pump.renew(0)
+    with pump.server.client(cert=pump.files(1), label="renewal") as client:
+        answer = client.request(method, operation, body, **{"Content_Type": "application/pkcs10", **headers})
+        answer.read()
+    assert answer.status == status
+    wait_for(lambda: pump.reason(0) == 4, 10)
+    assert pump.reason(1) is None
 
 
 def test_the_old_one_seen_says_nothing(pump: Pump) -> None:
