@@ -125,6 +125,7 @@ def linked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     asked = {"do": "enroll", "subject": "CN=device-1", "tls": "TLSv1.2"}
     scenarios = {
         "device": {**asked, **device, "link": "tls-unique"},
+        "replayed": {**asked, **device, "link": "replayed"},  # what was right for the one above
         "demanded": {**asked, **factory, "link": "tls-unique", "label": "trimmed"},
         "told": {**asked, **factory, "link": "tls-unique", "label": "trimmed", "csrattrs": "first"},
         "untold": {**asked, **factory, "link": "another", "csrattrs": "first"},
@@ -259,7 +260,8 @@ def test_R13_bouncycastle_links_its_request_to_the_connection(linked: dict[str, 
     assert linked[stem].tls == "TLSv1.2"
 
 
-@pytest.mark.parametrize("stem", ["absent", "other"])
+@pytest.mark.parametrize("stem", ["absent", "other", "replayed"])
 def test_R13_R14_bouncycastle_without_the_right_binding_is_refused(linked: dict[str, Outcome], stem: str) -> None:
-    """R13, R14: no binding where the label demands one, and a binding of another kind, are 400."""
+    """R13, R14: no binding where the label demands one, a binding of another kind, and one that was right on another
+    connection are 400."""
     assert linked[stem].result == "status 400", linked[stem].why
