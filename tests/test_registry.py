@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -275,6 +278,46 @@ def test_an_import_goes_through_the_running_server(server: Server, folder: Path)
     assert len(estd(server, "device", "list", "--serial-number", "IMP-").splitlines()) == 3000
     again = estd(server, "device", "import", bad, code=1)
     assert "line 2: the device 'IMP-0' is in the registry already" in again
+
+
+def test_an_import_shows_its_progress_on_a_terminal(server: Server, folder: Path) -> None:
+    """Reading and writing have a bar each on standard error, which moves, where that is a terminal and the answer is no
+    data; a pipe gets none."""
+    listed = folder / "listed.csv"
+
+    def said(name: str, stderr: int, *options: str) -> bytes | None:
+        """What a pipe gets of it."""
+        listed.write_text("serial_number\n" + "".join(f"{name}-{number}\n" for number in range(2500)))
+        command = ["device", "import", listed, "--label", "registry", "--config", server.config, *options]
+        done = subprocess.run(
+            [sys.executable, "-m", "estd.cli", *map(str, command)], check=True, stdout=subprocess.DEVNULL,
+            stderr=stderr, timeout=120,
+        )  # fmt: skip
+        return done.stderr
+
+    def on_terminal(name: str, *options: str) -> str:
+        master, slave = pty.openpty()
+        with ThreadPoolExecutor(1) as pool, os.fdopen(master, "rb", buffering=0) as terminal:
+            shown = pool.submit(lambda: b"".join(iter(lambda: read(terminal), b"")))
+            try:
+                said(name, slave, *options)
+            finally:
+                os.close(slave)
+            return shown.result().decode()
+
+    def read(terminal: FileIO) -> bytes:
+        try:
+            return terminal.read(4096) or b""
+        except OSError:  # nobody has the other end open any more
+            return b""
+
+    bars = on_terminal("BAR")
+    for what in ("reading", "writing"):
+        assert re.search(rf"{what} +\[-+\] +0%", bars), bars
+        assert re.search(rf"{what} +\[#+-+\] +[1-9]\d%", bars), bars
+    assert re.search(r"writing +\[#+\] +100%", bars), bars
+    assert on_terminal("DATA", "--json") == ""
+    assert said("PIPE", subprocess.PIPE) == b""
 
 
 def test_what_is_not_there_is_said(server: Server) -> None:
