@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from estd import challenges, config
-from estd.client import Refused
+from estd.client import EstClient, Refused
 from estd.errors import EstError, Reason
 from estd.proxy import Proxy, check_sender, check_stands_for_device, device_address, is_sent, passed_on, validities
 from tests import make, servers
@@ -574,3 +575,87 @@ def test_the_proxys_broken_headers_are_a_400(value: str, stage: Stage) -> None:
     status, sentence = post(stage.server, None, {"Client_Cert": value}, cert=own, basic=True)
     assert (status, "Client-Cert" in sentence) == (400, True)
     assert post(stage.server, None, {}, cert=own, basic=True)[0] == 200
+
+
+BY_ADDRESS_ALONE = """
+[proxy.here]
+addresses = ["127.0.0.1/32"]
+form = "xfcc"
+
+[proxy.elsewhere]
+addresses = ["192.0.2.0/24"]
+form = "xfcc"
+"""
+LABEL_BEHIND = """
+[label.{0}]
+ca = "root"
+proxies = ["{0}"]
+[[label.{0}.allow]]
+who = "issued"
+[[label.{0}.allow]]
+who = "certificate"
+anchors = "demo/manufacturer.pem"
+profile = "idevid"
+[[label.{0}.allow]]
+who = "basic"
+credentials = "credentials"
+profile = "factory"
+"""
+
+
+@pytest.fixture(scope="module")
+def envoys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that takes whoever comes from this machine for Envoy, at one label, and nobody from here at another."""
+    made = servers.init(tmp_path_factory.mktemp("envoys") / "instance")
+    with made.config.open("a") as file:
+        file.write(BY_ADDRESS_ALONE + LABEL_BEHIND.format("here") + LABEL_BEHIND.format("elsewhere"))
+    with servers.running(made):
+        yield made
+
+
+def envoy(leaf: bytes, *above: bytes) -> dict[str, str]:
+    """The header as Envoy sets it: the certificate's hash, then PEM, URL-encoded and in quotes (SANITIZE_SET with cert,
+    chain and subject)."""
+    der_ = x509.load_pem_x509_certificate(leaf).public_bytes(make.Encoding.DER)
+    cert, chain = quote(leaf, safe=""), quote(leaf + b"".join(above), safe="")
+    value = f'Hash={hashlib.sha256(der_).hexdigest()};Cert="{cert}";Chain="{chain}";Subject="serialNumber=DEMO-0001"'
+    return {"X_Forwarded_Client_Cert": value}
+
+
+def test_a_proxy_that_is_known_by_its_address_passes_certificates_on(envoys: Server) -> None:
+    """From a listed address each enrolment on one connection is the device's whose certificate the header holds, with
+    what stands above it; without the header it is nobody's, and a stranger's certificate opens nothing."""
+    idevid, ca = envoys.idevid_files[0].read_bytes(), envoys.ca.public_bytes(make.Encoding.PEM)
+
+    def told(client: EstClient, passed_on: dict[str, str], subject: x509.Name, operation: str) -> tuple[int, bytes]:
+        body = make.body(make.csr(subject=subject))
+        answer = client.request("POST", operation, body, Content_Type="application/pkcs10", **passed_on)
+        return answer.status, answer.read()
+
+    with envoys.client(label="here") as client:
+        given_ = envoy(idevid, envoys.manufacturer.pem)
+        status, answer = told(client, given_, make.name("whatever"), "simpleenroll")
+        assert status == 200, answer
+        first = envoys.rows()[-1]
+        assert first.identity.startswith("idevid:")
+        assert "DEMO-0001" in first.subject
+        issued = x509.load_der_x509_certificate(first.certificate_der)
+        given_ = envoy(issued.public_bytes(make.Encoding.PEM), ca)
+        status, answer = told(client, given_, issued.subject, "simplereenroll")
+        assert status == 200, answer
+        assert envoys.rows()[-1].renews == first.serial
+    assert post(envoys, "here", {})[0] == 401
+    status, sentence = post(envoys, "here", envoy(make.certificate().pem))
+    assert (status, "no path" in sentence) == (401, True)
+
+
+def test_a_proxy_of_another_address_is_a_stranger(envoys: Server) -> None:
+    """The same header from an address that is not listed is a 403, with a right password too; without the header the
+    device is a client of its own."""
+    passed_on = envoy(envoys.idevid_files[0].read_bytes(), envoys.manufacturer.pem)
+    made = len(envoys.rows())
+    for options in ({}, {"basic": True}, {"cert": envoys.idevid_files}):
+        status, sentence = post(envoys, "elsewhere", passed_on, **options)
+        assert (status, "proxies alone" in sentence) == (403, True)
+    assert len(envoys.rows()) == made
+    assert post(envoys, "elsewhere", {}, cert=envoys.idevid_files)[0] == 200
