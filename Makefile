@@ -17,7 +17,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) strongswan-pki libstrongswan-standard-plugins l
 run: system-run $(VENV)/run.stamp
 	@sh tools/run-demo.sh $(BIN) $(DEMO)
 
-test: system-test $(VENV)/dev.stamp $(BIN)/promtool
+test: system-test $(VENV)/dev.stamp $(BIN)/promtool $(BIN)/nginx
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp
@@ -53,9 +53,12 @@ $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/run.stamp
 
-# promtool alone: Debian's package prometheus would start a service.
+# These alone: Debian's packages would start services.
 $(BIN)/promtool: | $(VENV)/bin/python system-test
-	sh tools/promtool.sh $(VENV)
+	sh tools/program.sh prometheus usr/bin/promtool $@
+
+$(BIN)/nginx: | $(VENV)/bin/python system-test
+	sh tools/program.sh nginx usr/sbin/nginx $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -24,6 +24,7 @@ _PACKAGES = {
     "java": "default-jdk-headless",
     "chromium": "chromium",
     "haproxy": "haproxy",
+    "nginx": "nginx (or make test, which fetches the program alone)",
     "promtool": "prometheus (or make test, which fetches promtool alone)",
 }
 

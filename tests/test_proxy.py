@@ -28,7 +28,7 @@ from estd import challenges, config
 from estd.client import EstClient, Refused
 from estd.errors import EstError, Reason
 from estd.proxy import Proxy, check_sender, check_stands_for_device, device_address, is_sent, passed_on, validities
-from tests import make, servers
+from tests import docs, make, servers
 from tests.conftest import program
 from tests.make import Identity
 from tests.servers import Server, free_port, wait_for
@@ -607,8 +607,11 @@ profile = "factory"
 def envoys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that takes whoever comes from this machine for Envoy, at one label, and nobody from here at another."""
     made = servers.init(tmp_path_factory.mktemp("envoys") / "instance")
+    make.certificate(subject=make.name("front proxy")).write(made.folder, "front")
+    (page,) = docs.blocks("docs/proxy.md", "toml", section="With nginx")
     with made.config.open("a") as file:
-        file.write(BY_ADDRESS_ALONE + LABEL_BEHIND.format("here") + LABEL_BEHIND.format("elsewhere"))
+        file.write(BY_ADDRESS_ALONE + page.partition("[label.")[0])
+        file.write("".join(map(LABEL_BEHIND.format, ("here", "elsewhere", "nginx"))))
     with servers.running(made):
         yield made
 
@@ -659,3 +662,58 @@ def test_a_proxy_of_another_address_is_a_stranger(envoys: Server) -> None:
         assert (status, "proxies alone" in sentence) == (403, True)
     assert len(envoys.rows()) == made
     assert post(envoys, "elsewhere", {}, cert=envoys.idevid_files)[0] == 200
+
+
+NGINX = """
+daemon off;
+pid nginx.pid;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    {0}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def nginx(envoys: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same instance as devices reach it through nginx, which writes Envoy's header."""
+    folder = tmp_path_factory.mktemp("nginx")
+    front = Server(folder=envoys.folder, port=free_port(), admin_port=envoys.admin_port)
+    (page,) = docs.blocks("docs/proxy.md", "nginx")
+    for word, here in (("demo/", f"{envoys.folder}/"), ("127.0.0.1:8443", f"127.0.0.1:{envoys.port}"),
+                       ("127.0.0.1:8445", f"127.0.0.1:{front.port}")):  # fmt: skip
+        assert word in page
+        page = page.replace(word, here)
+    (folder / "nginx.conf").write_text(NGINX.format(page))
+    with (folder / "nginx.log").open("wb") as log:
+        process = subprocess.Popen(
+            [program("nginx"), "-p", folder, "-c", "nginx.conf", "-e", "stderr"], stdout=log, stderr=log
+        )
+    try:
+        wait_for(lambda: is_up(front), 20, (folder / "nginx.log").read_text)
+        yield front
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_device_enrolls_and_renews_through_nginx(nginx: Server, folder: Path) -> None:
+    """By the page's configuration: nginx passes on whatever certificate a device shows; what the device writes itself
+    does not come through."""
+    key = make.key()
+    made = enroll(nginx, label="nginx", cert=nginx.idevid_files, asked={"signer": key})
+    first = nginx.rows()[-1]
+    assert first.identity.startswith("idevid:")
+    own = Identity(made, key).write(folder, "own")
+    with nginx.client(label="nginx", cert=own) as client:
+        client.enroll(lambda _: make.csr(subject=made.subject), renew=True)
+    assert nginx.rows()[-1].renews == first.serial
+    assert post(nginx, "nginx", envoy(nginx.idevid_files[0].read_bytes()))[0] == 401
+    stranger = make.certificate().write(folder, "stranger")
+    assert "no path" in refusal(lambda: enroll(nginx, label="nginx", cert=stranger))[1]
