@@ -62,9 +62,10 @@ def _file(config: Config, path: Path, label: str) -> DeviceFile:
     )  # fmt: skip
 
 
-def _lines(path: Path) -> int:
+def _devices(path: Path) -> int:
+    """Lines after the first."""
     with path.open("rb") as file:
-        return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
+        return max(0, sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b"")) - 1)
 
 
 @device_group.command("import")
@@ -90,7 +91,7 @@ def device_import(
     config = load(file)
     lines = _file(config, csv_file, label)
     with writer(config) as registry, importing.one_at_a_time(config.ledger):
-        with _bar("reading", _lines(csv_file), quiet=as_json) as bar:
+        with _bar("reading", _devices(csv_file), quiet=as_json) as bar:
             found = importing.read(lines, registry, problems_max=_PROBLEMS_SHOWN, step=bar.update)
         for problem in found.problems:
             click.echo(f"{csv_file}: {problem}", err=True)

@@ -315,7 +315,7 @@ def test_an_import_shows_its_progress_on_a_terminal(server: Server, folder: Path
     for what in ("reading", "writing"):
         assert re.search(rf"{what} +\[-+\] +0%", bars), bars
         assert re.search(rf"{what} +\[#+-+\] +[1-9]\d%", bars), bars
-    assert re.search(r"writing +\[#+\] +100%", bars), bars
+        assert re.search(rf"{what} +\[#+\] +100%", bars), bars
     assert on_terminal("DATA", "--json") == ""
     assert said("PIPE", subprocess.PIPE) == b""
 

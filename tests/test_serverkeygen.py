@@ -298,6 +298,9 @@ def multipart(*parts: Part, kind: str = "multipart/mixed; boundary=line") -> tup
 
 
 WRONG_ANSWERS: dict[str, tuple[str, bytes]] = {
+    "a certificate of a key that nobody knows": multipart(
+        KEY, certificates(OWN.der.replace(der.oid("1.2.840.10045.2.1"), der.oid("1.2.840.10045.2.9")))
+    ),
     "a key that is no base64": multipart((KEY[0], b"A"), CERTIFICATE),
     "a certificate that is no base64": multipart(KEY, (CERTIFICATE[0], b"A")),
     "octets in place of base64": multipart((KEY[0], PKCS8), (CERTIFICATE[0], OWN.der)),
