@@ -54,6 +54,22 @@ def renewal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
         yield made
 
 
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """An instance that nobody serves and no test changes."""
+    return servers.init(tmp_path_factory.mktemp("bare") / "instance")
+
+
+@pytest.fixture
+def copy(bare: Server, folder: Path) -> Server:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(bare.folder, folder / "instance")
+    made = Server(folder=folder / "instance", port=bare.port, admin_port=bare.admin_port)
+    conf = made.folder / "token" / "softhsm2.conf"
+    conf.write_text(conf.read_text().replace(str(bare.folder.resolve()), str(made.folder.resolve())))
+    return made
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path

@@ -22,9 +22,9 @@ from OpenSSL import SSL
 from estd.errors import Refused
 from tests import make, servers
 from tests.clients import judge
+from tests.command import estd
 from tests.conftest import program
 from tests.servers import Server, wait_for
-from tests.test_cli import estd
 from tests.test_requests_desk import Device, newest
 from tests.test_strongswan import Pki
 

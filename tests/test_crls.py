@@ -27,8 +27,8 @@ from estd.client import EstClient, Refused
 from estd.ledger import Row
 from tests import make, servers
 from tests.clients import judge
+from tests.command import ROOT, estd
 from tests.servers import Server, wait_for
-from tests.test_cli import ROOT, estd
 from tests.test_pkilint import _lint, _wrong
 
 URL = "http://127.0.0.1:{port}/root.crl"

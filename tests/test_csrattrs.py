@@ -21,8 +21,8 @@ from estd.errors import BadRequest
 from estd.labels import KEY_KINDS, Allow, Label, NameRule, Profile
 from tests import make
 from tests.clients import judge
+from tests.command import estd
 from tests.servers import Server
-from tests.test_cli import estd
 from tests.test_names import DEFAULT
 
 NONE = NameRule(source="none", patterns=())

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.command import estd
 from tests.conftest import program
 from tests.servers import Server, wait_for
-from tests.test_cli import estd
 from tests.test_requests_desk import newest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,9 +14,9 @@ import pytest
 
 from estd import errors, verdicts
 from tests import docs, make, servers
+from tests.command import estd
 from tests.docs import ROOT, Newcomer
 from tests.servers import Server
-from tests.test_cli import estd
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 SETTINGS = [(page, number) for page in PAGES for number in range(len(docs.blocks(page, "toml")))]

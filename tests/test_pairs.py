@@ -34,9 +34,9 @@ from estd.ledger import Row
 from estd.ledger_link import RemoteWriter
 from tests import make, servers
 from tests.clients import judge
+from tests.command import estd
 from tests.make import Identity
 from tests.servers import Server, wait_for
-from tests.test_cli import estd
 from tests.test_proxy import sf
 from tests.test_requests_desk import newest
 from tests.test_serverkeygen import broken

@@ -25,9 +25,9 @@ from estd import config, csr
 from estd.client import Refused
 from tests import make
 from tests.clients import judge
+from tests.command import ROOT, estd
 from tests.conftest import program
 from tests.servers import Server
-from tests.test_cli import ROOT, estd
 from tests.test_config import FOLDER, problems, text
 from tests.test_csr import KINDS, ml_dsa_spki, proved, spki
 from tests.test_pkilint import _lint, _lint_pair

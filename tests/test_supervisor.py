@@ -30,8 +30,8 @@ from estd.client import EstClient
 from estd.errors import EXIT_FATAL, EXIT_REFUSED, ClientError, ConfigError, Refused
 from estd.supervisor import Child, Supervisor
 from tests import make, servers
+from tests.command import estd
 from tests.servers import Server, wait_for
-from tests.test_cli import estd
 from tests.test_config import text
 
 
