@@ -37,7 +37,7 @@ from tests.clients import judge
 from tests.command import estd
 from tests.make import Identity
 from tests.servers import Server, wait_for
-from tests.test_proxy import sf
+from tests.test_proxy_forms import sf
 from tests.test_requests_desk import newest
 from tests.test_serverkeygen import broken
 from tests.test_webhook import SECRET, Service, says
