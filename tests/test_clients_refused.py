@@ -21,10 +21,10 @@ from OpenSSL import SSL
 from estd import credentials
 from tests import make
 from tests.conftest import program
+from tests.line import CACERTS, ROOT, VERSIONS, Line, assert_plain, assert_served, basic, get, request
 from tests.make import Identity
 from tests.servers import Server, identity_of, wait_for
 from tests.test_csr import der
-from tests.test_hostile import CACERTS, ROOT, VERSIONS, Line, assert_plain, assert_served, basic, get, request
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 OTHER = make.certificate(ca=True, subject=make.name("other ca"))

@@ -16,8 +16,8 @@ from OpenSSL import SSL
 
 from estd.client import EstClient, Refused
 from tests import make
+from tests.line import VERSIONS, assert_served
 from tests.servers import Server
-from tests.test_hostile import VERSIONS, assert_served
 
 BY_VERSION = pytest.mark.parametrize("tls", VERSIONS, ids=["1.2", "1.3"])
 NAME = make.name("device-1")

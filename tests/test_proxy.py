@@ -24,9 +24,9 @@ from estd import challenges, config
 from estd.client import EstClient, Refused
 from tests import docs, make, servers
 from tests.conftest import program
+from tests.line import Line, basic, get, request
 from tests.make import Identity
 from tests.servers import Server, free_port, wait_for
-from tests.test_hostile import Line, basic, get, request
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "proxy.md").read_text()
