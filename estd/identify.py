@@ -28,6 +28,7 @@ from estd.errors import EstError, Reason, Unauthenticated
 
 _SHA256 = hashes.SHA256()
 _KNOWN_MAX = 1024
+_IN_VAIN_MAX = 256
 _INTERMEDIATES_MAX = 4
 """Of a client's, anchors not counted: to seek a path in vain then takes some two dozen signature checks."""
 _NO_PATH_SECONDS = 10.0
@@ -161,6 +162,12 @@ class _NoPath(NamedTuple):
     until: float
 
 
+def _unknown(why: str) -> Unauthenticated:
+    return Unauthenticated(
+        Reason.CERT_UNKNOWN, "The client certificate has no path to a trust anchor of this label.", why=why
+    )
+
+
 def _signer(certificate: x509.Certificate) -> tuple[bytes, bytes] | None:
     """Subject and key; None where the key is none that could have signed."""
     try:
@@ -199,7 +206,9 @@ class Anchors:
             .store(verification.Store(list(certificates)))
             .extension_policies(ca_policy=_CA_POLICY, ee_policy=verification.ExtensionPolicy.permit_all())
         )
-        self._known: OrderedDict[tuple[bytes, tuple[bytes, ...]], _Path | _NoPath] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, tuple[bytes, ...]], _Path] = OrderedDict()
+        self._in_vain: OrderedDict[tuple[bytes, tuple[bytes, ...]], _NoPath] = OrderedDict()
+        """Apart, so that no stranger pushes a device's path out."""
 
     def path(
         self, client: ClientCertificate, intermediates: Sequence[x509.Certificate], now: float
@@ -217,31 +226,35 @@ class Anchors:
             raise Unauthenticated(Reason.CERT_UNKNOWN, "The client certificate is itself a trust anchor.")
         when = min(max(now, client.not_before), client.not_after)
         key = (client.der, tuple(one.fingerprint(_SHA256) for one in intermediates))
-        found = self._known.get(key)
-        if isinstance(found, _Path) and found.since <= when <= found.until:
-            return found.path
-        if not isinstance(found, _NoPath) or now >= found.until:
-            found = self._known[key] = self._search(client, intermediates, when, now)
-            if len(self._known) > _KNOWN_MAX:
-                self._known.popitem(last=False)
-        if isinstance(found, _NoPath):
-            raise Unauthenticated(
-                Reason.CERT_UNKNOWN, "The client certificate has no path to a trust anchor of this label.",
-                why=found.why,
-            )  # fmt: skip
+        known = self._known.get(key)
+        if known is not None and known.since <= when <= known.until:
+            return known.path
+        in_vain = self._in_vain.get(key)
+        if in_vain is not None and now < in_vain.until:
+            raise _unknown(in_vain.why)
+        try:
+            found = self._known[key] = self._search(client, intermediates, when)
+        except verification.VerificationError as error:
+            self._in_vain[key] = _NoPath(_why(error), now + _NO_PATH_SECONDS)
+            if len(self._in_vain) > _IN_VAIN_MAX:
+                self._in_vain.popitem(last=False)
+            raise _unknown(_why(error)) from None
+        if len(self._known) > _KNOWN_MAX:
+            self._known.popitem(last=False)
         return found.path
 
-    def _search(
-        self, client: ClientCertificate, intermediates: Sequence[x509.Certificate], when: float, now: float
-    ) -> _Path | _NoPath:
-        shown = {one: _signer(one) for one in intermediates if one not in self.certificates}
-        taken = [one for one, signer in shown.items() if signer is not None][:_INTERMEDIATES_MAX]
-        depth = len({shown[one] for one in taken})
+    def _search(self, client: ClientCertificate, intermediates: Sequence[x509.Certificate], when: float) -> _Path:
+        taken: dict[x509.Certificate, tuple[bytes, bytes]] = {}
+        for one in intermediates:
+            if (
+                len(taken) < _INTERMEDIATES_MAX
+                and one not in self.certificates
+                and (signer := _signer(one)) is not None
+            ):
+                taken[one] = signer
+        depth = len(set(taken.values()))
         builder = self._builder.time(datetime.fromtimestamp(when, UTC)).max_chain_depth(depth)
-        try:
-            chain = builder.build_client_verifier().verify(client.certificate, taken).chain
-        except verification.VerificationError as error:
-            return _NoPath(_why(error), now + _NO_PATH_SECONDS)
+        chain = builder.build_client_verifier().verify(client.certificate, list(taken)).chain
         return _Path(
             path=tuple(chain[:-1]),
             since=max(one.not_valid_before_utc for one in chain).timestamp(),

@@ -590,6 +590,17 @@ def test_no_stranger_buys_a_long_search(case: str, monkeypatch: pytest.MonkeyPat
         assert len(searches) == so_far
 
 
+def test_strangers_push_no_devices_path_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of them is bounded, and apart."""
+    monkeypatch.setattr("estd.identify._IN_VAIN_MAX", 3)
+    device, anchors = make.certificate(CA), Anchors([CA.certificate])
+    judged(anchors, device)
+    for _ in range(5):
+        with pytest.raises(Unauthenticated):
+            judged(anchors, make.certificate(OTHER))
+    assert (len(anchors._known), len(anchors._in_vain)) == (1, 3)
+
+
 def test_what_a_client_shows_beside_its_path_does_not_hide_it() -> None:
     """A CA's cross-certificates and what belongs to others may stand in any order; of intermediates four are taken."""
     foreign = make.certificate(OTHER, ca=True, subject=make.name("between"), own_key=BETWEEN.key)
