@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -71,14 +72,21 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     server.config.write_text(text_.replace("\n[label.trimmed]\n", '\n[label.trimmed]\nproxies = ["front"]\n'))
     settings_ = blocks("haproxy")[0].replace(":8444", f":{front.port}").replace(":8443", f":{server.port}")
     (folder / "haproxy.cfg").write_text(settings_)
-    with servers.running(server), (folder / "haproxy.log").open("wb") as log:
-        process = subprocess.Popen([haproxy, "-db", "-f", "haproxy.cfg"], cwd=folder, stdout=log, stderr=log)
-        try:
-            wait_for(lambda: is_up(front), 20, (folder / "haproxy.log").read_text)
-            yield made
-        finally:
-            process.terminate()
-            process.wait(20)
+    with servers.running(server), proxying(front, folder, haproxy, "-db", "-f", "haproxy.cfg"):
+        yield made
+
+
+@contextmanager
+def proxying(front: Server, folder: Path, *command: str | Path) -> Iterator[None]:
+    """A proxy that runs in the folder, from when devices reach estd through it."""
+    with (folder / "proxy.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: is_up(front), 20, (folder / "proxy.log").read_text)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def is_up(server: Server) -> bool:
@@ -386,16 +394,8 @@ def nginx(envoys: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         assert word in page
         page = page.replace(word, here)
     (folder / "nginx.conf").write_text(NGINX.format(page))
-    with (folder / "nginx.log").open("wb") as log:
-        process = subprocess.Popen(
-            [program("nginx"), "-p", folder, "-c", "nginx.conf", "-e", "stderr"], stdout=log, stderr=log
-        )
-    try:
-        wait_for(lambda: is_up(front), 20, (folder / "nginx.log").read_text)
+    with proxying(front, folder, program("nginx"), "-p", folder, "-c", "nginx.conf", "-e", "stderr"):
         yield front
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def test_a_device_enrolls_and_renews_through_nginx(nginx: Server, folder: Path) -> None:
