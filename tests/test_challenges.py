@@ -31,9 +31,9 @@ from estd.ledger_link import RemoteWriter, WriterService
 from estd.ledger_requests import Held
 from tests import make, servers
 from tests.clients import judge
+from tests.csr_forms import CHALLENGE_PASSWORD, attribute, request, subject_of
 from tests.line import VERSIONS, assert_served
 from tests.servers import Server
-from tests.test_csr import CHALLENGE_PASSWORD, attribute, request, subject_of
 from tests.test_csrattrs import label as label_of
 from tests.test_curl_openssl import Curl
 from tests.test_ledger import row

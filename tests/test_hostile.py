@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 
 from tests import make, servers, test_csr
+from tests.csr_forms import flipped
 from tests.line import (
     BODY,
     CACERTS,
@@ -35,7 +36,6 @@ from tests.line import (
     request,
 )
 from tests.servers import Server, wait_for
-from tests.test_csr import flipped
 
 SIGNED = slice(*test_csr.signed_part(CSR))
 PEM = b"-----BEGIN CERTIFICATE REQUEST-----\n" + BODY + b"-----END CERTIFICATE REQUEST-----\n"

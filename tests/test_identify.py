@@ -27,8 +27,8 @@ from estd.errors import EstError, Reason, Unauthenticated
 from estd.identify import Anchors, ClientCertificate, anchor_fault, client_chain
 from tests import make
 from tests.conftest import program
+from tests.csr_forms import flipped
 from tests.make import Identity
-from tests.test_csr import flipped
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOW = datetime.now(UTC).timestamp()

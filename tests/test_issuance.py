@@ -25,7 +25,7 @@ from estd.issuance import CaCertificate, Issuer
 from estd.labels import EXTENDED_KEY_USAGES, KEY_USAGES, Profile
 from estd.names import Names
 from tests import make
-from tests.test_csr import KINDS, rsa_key
+from tests.csr_forms import KINDS, rsa_key
 from tests.test_names import profile
 
 YEAR_2050 = 2524608000

@@ -21,7 +21,8 @@ from estd.errors import EstError, Forbidden, Reason
 from estd.labels import NameRule, Profile
 from estd.names import Names
 from tests import make
-from tests.test_csr import UTF8, der, extension, request, subject_of, wants
+from tests.csr_forms import UTF8, extension, request, subject_of, wants
+from tests.test_csr import der
 
 NONE, ANY, IDENTITY = (NameRule(source=source, patterns=()) for source in ("none", "csr", "identity"))
 LONG_NAMES = pytest.mark.filterwarnings("ignore:Attribute's length")

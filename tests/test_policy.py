@@ -19,8 +19,8 @@ from estd.identify import Anchors, ClientCertificate
 from estd.labels import Allow, Label, Profile
 from estd.policy import Authorised, Client, Evidence, Issued, LabelPolicy, Rule
 from tests import make
+from tests.csr_forms import rsa_key
 from tests.make import Identity
-from tests.test_csr import rsa_key
 from tests.test_names import dns, profile
 
 NOW = datetime.now(UTC).timestamp()

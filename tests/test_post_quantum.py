@@ -27,9 +27,10 @@ from tests import make
 from tests.clients import judge
 from tests.command import ROOT, estd
 from tests.conftest import program
+from tests.csr_forms import KINDS, ml_dsa_spki, spki
 from tests.servers import Server
 from tests.test_config import FOLDER, problems, text
-from tests.test_csr import KINDS, ml_dsa_spki, proved, spki
+from tests.test_csr import proved
 from tests.test_pkilint import _lint, _lint_pair
 
 ML_DSA = {"ml-dsa-44": 17, "ml-dsa-65": 18, "ml-dsa-87": 19}

@@ -18,9 +18,9 @@ from estd.client import Refused
 from estd.errors import BadRequest, EstError, Reason
 from estd.names import Names
 from tests import make
+from tests.csr_forms import common_names, flipped, request
 from tests.make import Identity
 from tests.servers import Server
-from tests.test_csr import common_names, flipped, request
 from tests.test_names import profile
 from tests.test_policy import ISSUED, NAMES, PROFILES, client_of, evidence, issued_rule, label_policy
 

@@ -16,11 +16,11 @@ from estd import config, labels
 from estd.client import EstClient, Refused
 from estd.errors import ConfigError
 from tests import make
+from tests.csr_forms import ec_spki, point, request
 from tests.line import ROOT
 from tests.make import Identity
 from tests.servers import Server, identity_of
 from tests.test_clients_refused import revoke
-from tests.test_csr import ec_spki, point, request
 
 CMC_RA = "1.3.6.1.5.5.7.3.28"
 NAMES: dict[str, Any] = {

@@ -31,8 +31,9 @@ from estd.errors import BadRequest, ClientError, EstError, Forbidden, Reason, Un
 from estd.frames import Answer
 from tests import make
 from tests.clients import judge
+from tests.csr_forms import attribute, request
 from tests.servers import Server, wait_for
-from tests.test_csr import UNKNOWN, attribute, request
+from tests.test_csr import UNKNOWN
 
 KINDS = device_keys.GENERATED_KINDS
 NAME = make.name("device-1")
